@@ -1,0 +1,54 @@
+"""The batch contracts, documented once. Ids are int32, masks bool; arrays are numpy on the host and jax on the device."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from lmx.core.types import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LMBatch:
+    """Packed token rows.
+
+    Attributes:
+      tokens: [B, T] int32 input ids.
+      labels: [B, T] int32; `labels[t]` is the token after `tokens[t]` in the same document (already shifted).
+      loss_mask: [B, T] bool, True where the label counts; False on padding and on the last token of a document.
+      segment_ids: [B, T] int32; 0 on padding, documents of a row counted from 1.
+      positions: [B, T] int32; restart at 0 in each document.
+    """
+
+    tokens: Array
+    labels: Array
+    loss_mask: Array
+    segment_ids: Array
+    positions: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PreferenceBatch:
+    """Pairs of responses to the same prompt, one pair a row, right-padded, unpacked.
+
+    Attributes:
+      chosen: LMBatch whose `loss_mask` covers the response's tokens, EOS included, and nothing else.
+      rejected: likewise, of the same shape.
+    """
+
+    chosen: LMBatch
+    rejected: LMBatch
+
+
+def lm_batch_spec(batch_size: int, length: int) -> LMBatch:
+    """Abstract LMBatch ([batch_size, length] jax.ShapeDtypeStruct leaves), enough to build and compile a step."""
+    ids = jax.ShapeDtypeStruct((batch_size, length), np.int32)
+    mask = jax.ShapeDtypeStruct((batch_size, length), np.bool_)
+    return LMBatch(tokens=ids, labels=ids, loss_mask=mask, segment_ids=ids, positions=ids)  # type: ignore[arg-type]
+
+
+def preference_batch_spec(batch_size: int, length: int) -> PreferenceBatch:
+    """Abstract PreferenceBatch of `batch_size` pairs, `length` tokens each."""
+    return PreferenceBatch(chosen=lm_batch_spec(batch_size, length), rejected=lm_batch_spec(batch_size, length))

@@ -1,0 +1,40 @@
+"""TrainSpec: all that a training step is made of. The loop trains it, `show` counts it, a planner can lower it from shapes alone."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import optax
+from jax.sharding import Mesh
+
+from lmx.core.types import Objective, Precision, PyTree
+from lmx.model.decoder import Model
+from lmx.sharding.rules import Rules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """Everything a step needs, with no array in it.
+
+    Attributes:
+      model: the trained model (`init`, `apply`, logical axes of its parameters), built for `mesh` and `rules`.
+      objective: (params, frozen, batch, key) -> (terms, metrics).
+      optimizer: any optax transformation.
+      batch_spec: pytree of jax.ShapeDtypeStruct, the *global* batch; leading axis B everywhere.
+      frozen_models: models whose parameters the objective reads but the step does not change, by name ("teacher", "reference").
+      mesh: device mesh with axes "data", "fsdp", "tensor".
+      rules: logical axis -> mesh axes.
+      precision: dtypes of parameters and activations.
+      microbatches: gradient accumulation; must divide B.
+      clip_norm: global-norm clip of the gradient, None = off.
+    """
+
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    batch_spec: PyTree
+    mesh: Mesh
+    rules: Rules
+    precision: Precision = Precision()
+    frozen_models: Mapping[str, Model] = dataclasses.field(default_factory=dict)
+    microbatches: int = 1
+    clip_norm: float | None = 1.0
