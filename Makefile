@@ -14,7 +14,7 @@ PYVERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[
 # Python 3.11 is the last version that jax 0.10 supports; later ones resolve newer releases, so each has its own pins.
 CONSTRAINTS := $(if $(filter 3.11,$(PYVERSION)),constraints.txt,constraints-3.12.txt)
 # xdist workers: one per core, two at least pays off because compilation is single-threaded.
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: run test check format bench clean
 .DELETE_ON_ERROR:

@@ -118,7 +118,7 @@ class Precision:
     """Dtypes of a run. Softmax, norms, losses, log-probs and optimizer moments are float32 whatever stands here.
 
     Attributes:
-      params: dtype of parameters (and so of gradients and optimizer moments).
+      params: dtype of parameters (and so of the gradients that a backward pass returns).
       activations: dtype of matmul inputs and of the residual stream.
     """
 

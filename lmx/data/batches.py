@@ -52,3 +52,8 @@ def lm_batch_spec(batch_size: int, length: int) -> LMBatch:
 def preference_batch_spec(batch_size: int, length: int) -> PreferenceBatch:
     """Abstract PreferenceBatch of `batch_size` pairs, `length` tokens each."""
     return PreferenceBatch(chosen=lm_batch_spec(batch_size, length), rejected=lm_batch_spec(batch_size, length))
+
+
+def without_label(batch: LMBatch, label: int) -> LMBatch:
+    """The batch with one label masked out of the loss: bits per byte count no EOS."""
+    return dataclasses.replace(batch, loss_mask=batch.loss_mask & (batch.labels != label))

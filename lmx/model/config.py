@@ -80,7 +80,7 @@ class FFNConfig:
 
     Attributes:
       ffn_dim: F, width of gate and of up each.
-      activation: elementwise function, `jax.nn.silu` (SwiGLU) or `lmx.model.ffn.gelu_tanh` (GeGLU).
+      activation: elementwise function, `silu` (SwiGLU) or `gelu_tanh` (GeGLU) of `lmx.model.activation`.
     """
 
     ffn_dim: int

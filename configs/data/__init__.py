@@ -1,0 +1,1 @@
+"""Data: mixtures of text, instructions and preference sets."""

@@ -1,0 +1,160 @@
+"""The command line: parses, calls one package a verb, prints. Each verb imports what it needs, so that `--help` is quick."""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import lmx
+
+_ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd", "dxg")  # TPU, TPU, CUDA, ROCm, CUDA under WSL
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 1 (a run that can't go on), 2 (bad input), 130 (interrupted)."""
+    options = _parser().parse_args(arguments)
+    _choose_platform()
+    try:
+        options.verb(options)
+    except KeyboardInterrupt:
+        print("\nlmx: interrupted; give the same command again, without --from, to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _report(error, debug=options.debug or bool(os.environ.get("LMX_DEBUG")))
+    return 0
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Prints an error as one sentence if a user can act on it, else with its traceback."""
+    from lmx.core import storage
+    from lmx.core.errors import RunError
+
+    sentence = str(error)
+    if storage.is_disk_full(error) and not isinstance(error, RunError):
+        sentence = f"the disk is full ({error}); free some space and give the same command again"
+    elif not isinstance(error, ValueError | OSError | RunError):
+        debug = True
+    if debug:
+        traceback.print_exception(error)
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith("in stage ")]
+    print("\n".join([f"lmx: {sentence}", *notes]), file=sys.stderr)
+    return error.exit_code if isinstance(error, RunError) else 2 if isinstance(error, ValueError | OSError) else 1
+
+
+def _choose_platform(devices: Path = Path("/dev")) -> None:
+    """Keeps jax from looking for a TPU, at length and with warnings, where libtpu is installed but no accelerator is."""
+    if "JAX_PLATFORMS" in os.environ or not sys.platform.startswith("linux") or importlib.util.find_spec("libtpu") is None:
+        return
+    if not any(next(devices.glob(pattern), None) for pattern in _ACCELERATORS):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+# ----- verbs
+
+
+def _run(options: argparse.Namespace) -> None:
+    from lmx.core import logging, overrides
+    from lmx.pipeline import experiment, graph, runner
+    from lmx.train import compile_cache
+
+    logging.setup()
+    compile_cache.enable_compile_cache()
+    assignments = [overrides.parse_assignment(text) for text in options.set]
+    variants = experiment.load_variants(options.file, assignments, seeds=_seeds(options.seeds), sweep=options.sweep)
+    for variant in variants:
+        graph.resolve(variant.experiment)  # the last of a sweep must not fail after hours of the first
+    for variant in variants:
+        workdir = os.path.join(options.workdir, variant.suffix) if variant.suffix else options.workdir
+        if variant.suffix:
+            logging.logger.info("variant %s", variant.suffix)
+        runner.run_experiment(variant.experiment, workdir, only=options.only, from_=options.from_, profile=options.profile)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from lmx.core import overrides
+    from lmx.pipeline import experiment, show
+
+    assignments = [overrides.parse_assignment(text) for text in options.set]
+    print(show.describe(experiment.load_experiment(options.file, assignments)))
+
+
+def _data(options: argparse.Namespace) -> None:
+    from lmx.core import logging, overrides
+    from lmx.pipeline import experiment, preview
+
+    logging.setup()
+    loaded = experiment.load_experiment(options.file, [overrides.parse_assignment(text) for text in options.set])
+    command = ["lmx", "run", str(options.file), "--workdir", options.workdir or "DIR"]
+    command += [word for text in options.set for word in ("--set", text)]
+    lines = preview.preview(
+        loaded,
+        options.stage,
+        options.workdir,
+        batches=options.batches,
+        rows=options.rows,
+        characters=options.characters,
+        command=shlex.join(command),
+    )
+    for line in lines:
+        print(line)
+
+
+def _seeds(text: str | None) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"--seeds takes whole numbers with commas between them, such as 0,1,2; found {text!r}") from None
+
+
+# ----- options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lmx", description="Train language models by experiments: Python files that define get_config()."
+    )
+    parser.add_argument("--version", action="version", version=f"lmx {lmx.__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_run(_verb(verbs, "run", _run, "run an experiment, or go on with it"))
+    _verb(verbs, "show", _show, "print the stage graph, parameters, FLOPs, tokens and the resolved config; touches no device")
+    _add_data(_verb(verbs, "data", _data, "print packed batches of a stage, decoded, with boundaries and loss masks"))
+    return parser
+
+
+def _verb(verbs, name, function, summary) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    parser.set_defaults(verb=function)
+    parser.add_argument("file", metavar="FILE", type=Path, help="experiment file")
+    parser.add_argument(
+        "--set", metavar="PATH=VALUE", action="append", default=[], help="override a value of the config; repeatable"
+    )
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="folder of the run; one folder a stage below it")
+    parser.add_argument("--only", metavar="STAGE", help="run this stage alone; what it reads must be finished")
+    parser.add_argument(
+        "--from", metavar="STAGE", dest="from_", help="redo this stage and all behind it; the old results are moved aside"
+    )
+    parser.add_argument("--seeds", metavar="N,N,...", help="run once a seed, in the subfolders seedN")
+    parser.add_argument("--sweep", action="store_true", help="run the variants of the file's sweep(), a subfolder each")
+    parser.add_argument("--profile", action="store_true", help="write a profiler trace of each training stage")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stage", metavar="STAGE", nargs="?", help="stage to look at (default: the first that has batches)")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of a run whose tokenizer, datasets and models are used")
+    parser.add_argument("--batches", metavar="N", type=int, default=1, help="batches to show (default: %(default)s)")
+    parser.add_argument("--rows", metavar="N", type=int, default=2, help="rows of a batch to show (default: %(default)s)")
+    parser.add_argument(
+        "--characters", metavar="N", type=int, default=600, help="characters of a document to show (default: %(default)s)"
+    )

@@ -1,0 +1,1 @@
+"""An embedded corpus: the text that every Python installation carries, as a TensorFlow Datasets builder."""

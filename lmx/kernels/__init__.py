@@ -1,0 +1,1 @@
+"""Array functions with several implementations behind one api each: attention, the output head, grouped matmul."""

@@ -1,0 +1,174 @@
+"""KV cache as an explicit pytree: full for global layers, a ring for windowed ones."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lmx.core.types import Array, TokenBatch
+from lmx.model.config import AttentionConfig, DecoderConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of the R layers at one place of the layer pattern; an empty entry has segment id 0.
+
+    Token n of a row (counted from 0 over everything appended to it) lies in entry n, or n % S of a ring.
+
+    Attributes:
+      k: [R, B, S, K, H] keys, after RoPE and QK-norm.
+      v: [R, B, S, K, H] values.
+      positions: [B, S] int32.
+      segment_ids: [B, S] int32.
+      ring: the newest tokens overwrite the oldest; S is the window, or less where it never fills.
+    """
+
+    k: Array
+    v: Array
+    positions: Array
+    segment_ids: Array
+    ring: bool = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What a decoder remembers of the rows it is decoding.
+
+    Attributes:
+      layers: one LayerCache for each block of the layer pattern.
+      lengths: [B] int32, tokens appended to each row so far.
+    """
+
+    layers: tuple[LayerCache, ...]
+    lengths: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Append:
+    """How the new tokens of one call enter a LayerCache, and which keys their queries may attend to.
+
+    Attributes:
+      slots: [B, T] int32 entry of each new token; S where it is not written.
+      positions: [B, S'] int32 of the keys attended to.
+      segment_ids: [B, S'] int32 of the keys attended to.
+      write_first: the keys are the cache after writing (S' = S); else the cache before it, then the new tokens (S' = S + T).
+    """
+
+    slots: Array
+    positions: Array
+    segment_ids: Array
+    write_first: bool = dataclasses.field(metadata={"static": True})
+
+
+def init_cache(config: DecoderConfig, batch_size: int, length: int, dtype: str) -> Cache:
+    """An empty cache.
+
+    Args:
+      config: the decoder's.
+      batch_size: B rows.
+      length: most tokens a row will hold, at most `config.max_length`.
+      dtype: activation dtype.
+
+    Returns:
+      Cache of `length` entries in global layers and min(window, length) in windowed ones.
+
+    Raises:
+      ValueError: length outside 1..max_length.
+    """
+    if not 1 <= length <= config.max_length:
+        raise ValueError(f"cache length {length} must lie in 1..{config.max_length}, the model's max_length")
+    layers = tuple(_init_layer(block.attention, config.num_repeats, batch_size, length, dtype) for block in config.layer_pattern)
+    return Cache(layers, jnp.zeros(batch_size, jnp.int32))
+
+
+def _init_layer(attention: AttentionConfig, repeats: int, batch_size: int, length: int, dtype: str) -> LayerCache:
+    size = length if attention.window is None else min(attention.window, length)
+    shape = (repeats, batch_size, size, attention.kv_heads, attention.head_dim)
+    return LayerCache(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),
+        positions=jnp.zeros((batch_size, size), jnp.int32),
+        segment_ids=jnp.zeros((batch_size, size), jnp.int32),
+        ring=attention.window is not None,
+    )
+
+
+def append(cache: Cache, batch: TokenBatch) -> tuple[tuple[Append, ...], Cache]:
+    """Plans the writing of a call's tokens, all but their keys and values.
+
+    A single token may overwrite the oldest entry of a full ring before it attends, since that entry has just left the window.
+    With several tokens the earlier ones still need the entries that the later ones overwrite, so all attend to old entries and
+    new tokens side by side.
+
+    Args:
+      cache: before the call.
+      batch: [B, T] new tokens; those with segment id 0 are not written.
+
+    Returns:
+      One Append for each block of the pattern, and the cache with positions, segment ids and lengths brought up to date.
+
+    Raises:
+      ValueError: more tokens than a global layer's cache holds at all.
+    """
+    length = batch.tokens.shape[1]
+    valid = batch.segment_ids > 0
+    index = cache.lengths[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1  # [B, T] place in the row
+    lengths = cache.lengths + jnp.sum(valid, axis=1, dtype=jnp.int32)
+    plans, layers = [], []
+    for layer in cache.layers:
+        size = layer.positions.shape[1]
+        if not layer.ring and length > size:
+            raise ValueError(f"{length} new tokens do not fit a cache of {size}; make it longer in init_cache")
+        if layer.ring:  # of several tokens for one entry the newest stays
+            slots = jnp.where(valid & (index >= lengths[:, None] - size), index % size, size)
+        else:
+            slots = jnp.where(valid & (index < size), index, size)
+        positions = write_rows(layer.positions, slots, batch.positions)
+        segment_ids = write_rows(layer.segment_ids, slots, batch.segment_ids)
+        write_first = not layer.ring or length == 1
+        keys = (
+            (positions, segment_ids)
+            if write_first
+            else (_beside(layer.positions, batch.positions), _beside(layer.segment_ids, batch.segment_ids))
+        )
+        plans.append(Append(slots, *keys, write_first=write_first))
+        layers.append(dataclasses.replace(layer, positions=positions, segment_ids=segment_ids))
+    return tuple(plans), Cache(tuple(layers), lengths)
+
+
+def write_rows(entries: Array, slots: Array, new: Array) -> Array:
+    """[B, S] entries with new [B, T] values at slots [B, T]; slot S is nowhere."""
+    rows = jnp.arange(entries.shape[0])[:, None]
+    return entries.at[rows, slots].set(new, mode="drop")
+
+
+def write_layer(entries: Array, layer: Array, slots: Array, new: Array) -> Array:
+    """[R, B, S, K, H] entries with layer's slots [B, T] set to new [B, T, K, H]; slot S is nowhere."""
+    rows = jnp.arange(entries.shape[1])[:, None]
+    return entries.at[layer, rows, slots].set(new.astype(entries.dtype), mode="drop")
+
+
+def attended(entries: Array, layer: Array, plan: Append, new: Array) -> tuple[Array, Array]:
+    """Keys (or values) that the new tokens attend to in one layer, and the entries after writing.
+
+    Args:
+      entries: [R, B, S, K, H].
+      layer: [] int32, which of the R.
+      plan: where the new tokens go.
+      new: [B, T, K, H].
+
+    Returns:
+      ([B, S', K, H], [R, B, S, K, H]).
+    """
+    written = write_layer(entries, layer, plan.slots, new)
+    if plan.write_first:
+        return written[layer], written
+    return _beside(entries[layer], new.astype(entries.dtype)), written
+
+
+def _beside(old: Array, new: Array) -> Array:
+    """Old entries and new tokens along the key axis."""
+    return jnp.concatenate([old, new], axis=1)

@@ -1,0 +1,19 @@
+"""Objectives join models and losses: (params, frozen, batch, key) -> (terms, metrics)."""
+
+from lmx.objectives.distillation import distillation, top1_distillation
+from lmx.objectives.lm import language_model
+from lmx.objectives.preference import preference
+from lmx.objectives.reward import reward
+from lmx.objectives.router import RouterLoss
+from lmx.objectives.sequence import sequence_logprobs, sequence_rewards
+
+__all__ = [
+    "RouterLoss",
+    "distillation",
+    "language_model",
+    "preference",
+    "reward",
+    "sequence_logprobs",
+    "sequence_rewards",
+    "top1_distillation",
+]

@@ -1,0 +1,1 @@
+"""Experiments as named stages: graph, artifacts, runner. It runs the stages it is given and imports none."""

@@ -1,0 +1,1 @@
+"""Rewards of responses: rules that verify an answer exactly."""
