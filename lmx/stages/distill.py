@@ -87,6 +87,7 @@ class Distill:
     def check(self, upstream: Upstream) -> None:
         """As `HasCheck.check`."""
         teacher = stage_training.require_language_model(upstream, "teacher")
+        stage_training.check_language_model(self.student, "`student`")
         self.training.check(self.student, upstream["teacher"])
         self.training.check(teacher)
         if teacher.vocab_size != self.student.vocab_size:

@@ -1,7 +1,8 @@
 """The stage that judges the models of an experiment and writes `summary.json` and `report.html`."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import jax
@@ -129,17 +130,21 @@ class Evaluate:
 
     def check(self, upstream: Upstream) -> None:
         """As `HasCheck.check`."""
-        for path, info in upstream.items():
-            longest = info.architecture.max_length if info.architecture is not None else None
-            if self.text is not None and path.startswith("text.") and longest is not None and self.text.length > longest:
-                raise ValueError(f"text.length={self.text.length} exceeds the max_length={longest} of {path}")
-        _check_names("text.comparisons", self._compared(), self._names("text", "models"))
-        _check_names("tasks.duels", self._dueling(), self._names("tasks", "policies"))
-
-    def _names(self, part: str, field: str) -> set[str]:
-        config = getattr(self, part)
-        sources = getattr(config, field) if config is not None else ()
-        return {_name(source) for source in sources}
+        if self.text is not None:
+            names = _names(self.text.models, upstream, "text.models")
+            for path in names:
+                model = stage_training.require_language_model(upstream, path)
+                stage_training.check_length(self.text.length, model, "text.length")
+            _check_names("text.models", names.values(), "text.comparisons", self._compared())
+        if self.tasks is not None:
+            names = _names(self.tasks.policies, upstream, "tasks.policies")
+            for path in names:
+                model = stage_training.require_language_model(upstream, path)
+                stage_training.check_room(self.tasks.sampling, model, "tasks.sampling")
+            _check_names("tasks.policies", names.values(), "tasks.duels", self._dueling())
+        if self.rewards is not None:
+            model = stage_training.require_architecture(upstream, "rewards.model")
+            stage_training.check_length(self.rewards.length, model, "rewards.length")
 
     def _compared(self) -> set[str]:
         return set() if self.text is None else {name for first, second, _ in self.text.comparisons for name in (first, second)}
@@ -171,11 +176,15 @@ class Evaluate:
         return StageResult(metrics=_headline(found))
 
 
-def _check_names(field: str, named: set[str], known: set[str]) -> None:
-    """Raises ValueError when a field names a stage that is not judged."""
-    unknown = sorted(named - known)
+def _check_names(field: str, judged: Iterable[str], other: str, named: set[str]) -> None:
+    """Raises ValueError when a field judges a stage twice, or the other one names a stage that is not judged."""
+    known = sorted(judged)
+    twice = next((name for name, after in itertools.pairwise(known) if name == after), None)
+    if twice is not None:
+        raise ValueError(f"{field} names {twice!r} twice; judge each model once")
+    unknown = sorted(named.difference(known))
     if unknown:
-        raise ValueError(f"{field} names {', '.join(unknown)}, which is not judged; judged are {', '.join(sorted(known))}")
+        raise ValueError(f"{other} names {', '.join(unknown)}, which is not judged; judged are {', '.join(known)}")
 
 
 def _judge_text(config: TextEvaluation, models: Mapping[str, LoadedModel], context: StageContext) -> HeldOutText:
@@ -260,8 +269,18 @@ def _tuple_inputs(inputs: Inputs, field: str) -> list[Artifact]:
     return [inputs[f"{field}.{index}"] for index in range(count)]
 
 
-def _name(source: Source) -> str:
-    return source.stage if isinstance(source, Ref) else epath.Path(source.path).name
+def _names(sources: tuple[Source, ...], upstream: Upstream, field: str) -> dict[str, str]:
+    """Path of each source -> name of the stage that made or will make it."""
+    names = {}
+    for index, source in enumerate(sources):
+        path = f"{field}.{index}"
+        made = upstream[path].artifact
+        if isinstance(source, Ref):
+            names[path] = source.stage
+        else:
+            assert made is not None, "an External has had its artifact since the graph was resolved"
+            names[path] = _artifact_name(made)
+    return names
 
 
 def _artifact_name(artifact: Artifact) -> str:

@@ -32,6 +32,7 @@ class Preference:
       reference: the model the policy is held to, None = the policy as it starts.
       loss: pure function of `policy_chosen, policy_rejected, reference_chosen, reference_rejected` ([B] float32 each, keywords)
         to [B].
+      nll_weight: coefficient of the chosen responses' cross-entropy (0.2 in Llama 3.1).
       format: how pairs become batches.
       router: auxiliary losses of MoE routers.
     """
@@ -42,6 +43,7 @@ class Preference:
     training: Training
     reference: Ref | External | None = input_field("model", default=None)
     loss: Callable[..., Array] = partial(dpo_loss, beta=0.1)
+    nll_weight: float = 0.0
     format: PairFormat = PairFormat()
     router: RouterLoss = RouterLoss()
 
@@ -76,7 +78,7 @@ class Preference:
 
     def _spec(self, policy_config: DecoderConfig, reference_config: DecoderConfig, mesh: Mesh) -> TrainSpec:
         policy, reference = (self.training.model(config, mesh) for config in (policy_config, reference_config))
-        objective = preference(policy.apply, reference.apply, loss=self.loss, router=self.router)
+        objective = preference(policy.apply, reference.apply, loss=self.loss, nll_weight=self.nll_weight, router=self.router)
         batch = preference_batch_spec(self.training.batch_size, self.training.length)
         return self.training.spec(policy, objective, batch, mesh, {"reference": reference})
 

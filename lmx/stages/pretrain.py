@@ -51,6 +51,7 @@ class Pretrain:
 
     def check(self, upstream: Upstream) -> None:
         """As `HasCheck.check`."""
+        stage_training.check_language_model(self.model, "`model`")
         self.training.check(self.model, upstream["tokenizer"])
         if self.init is not None and stage_training.require_language_model(upstream, "init") != self.model:
             raise ValueError("the model of `init` has another architecture than `model`; give both the same config")

@@ -61,12 +61,7 @@ class SamplePairs:
 
     def check(self, upstream: Upstream) -> None:
         """As `HasCheck.check`."""
-        architecture = stage_training.require_language_model(upstream, "policy")
-        if self.sampling.max_new_tokens >= architecture.max_length:
-            raise ValueError(
-                f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in the policy's "
-                f"max_length={architecture.max_length}"
-            )
+        stage_training.check_room(self.sampling, stage_training.require_language_model(upstream, "policy"), "sampling")
 
     def run(self, inputs: Inputs, context: StageContext) -> StageResult:
         """As `Stage.run`; finished chunks of prompts are kept over an interruption."""

@@ -16,6 +16,7 @@ from lmx.optim.optimizers import Optimizer
 from lmx.pipeline import artifact as artifacts
 from lmx.pipeline.artifact import Artifact
 from lmx.pipeline.stage import StageContext, StageResult, Upstream, UpstreamInfo, Workload
+from lmx.sampling.generate import Sampling
 from lmx.sharding import place
 from lmx.sharding.mesh import build_mesh
 from lmx.sharding.rules import DEFAULT_RULES, Rules
@@ -60,11 +61,7 @@ class Training:
 
     def check(self, model: DecoderConfig, tokenizer: UpstreamInfo | None = None) -> None:
         """Raises ValueError when the rows are longer than the model takes, or the tokenizer has more pieces than its table rows."""
-        if self.length > model.max_length:
-            raise ValueError(
-                f"training.length={self.length} exceeds the model's max_length={model.max_length}; "
-                "shorten the rows or raise max_length"
-            )
+        check_length(self.length, model, "training.length")
         self.optimizer.learning_rate(self.loop.steps)  # a warm-up longer than the run is refused here
         if tokenizer is not None and tokenizer.vocab_size is not None:
             check_vocabulary(tokenizer.vocab_size, model)
@@ -114,6 +111,23 @@ class Training:
         )
 
 
+def check_length(length: int, model: DecoderConfig, field: str) -> None:
+    """Raises ValueError when rows of a length that a field sets are longer than the model takes."""
+    if length > model.max_length:
+        raise ValueError(
+            f"{field}={length} exceeds the model's max_length={model.max_length}; shorten the rows or raise max_length"
+        )
+
+
+def check_room(sampling: Sampling, model: DecoderConfig, field: str) -> None:
+    """Raises ValueError when answers as long as a field allows leave the model no room for a prompt."""
+    if sampling.max_new_tokens >= model.max_length:
+        raise ValueError(
+            f"{field}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt "
+            f"in the model's max_length={model.max_length}"
+        )
+
+
 def check_vocabulary(pieces: int, model: DecoderConfig) -> None:
     """Raises ValueError when a tokenizer has more pieces than the model's table has rows."""
     if pieces > model.vocab_size:
@@ -134,9 +148,14 @@ def require_architecture(upstream: Upstream, name: str) -> DecoderConfig:
 def require_language_model(upstream: Upstream, name: str) -> DecoderConfig:
     """The architecture of an input that must hold a language model, not a reward model."""
     architecture = require_architecture(upstream, name)
-    if isinstance(architecture.head, ScalarHead):
-        raise ValueError(f"the input {name!r} has a scalar head; a language model is needed")
+    check_language_model(architecture, f"the input {name!r}")
     return architecture
+
+
+def check_language_model(model: DecoderConfig, what: str) -> None:
+    """Raises ValueError for a model that gives rewards instead of predicting tokens."""
+    if isinstance(model.head, ScalarHead):
+        raise ValueError(f"{what} has a scalar head; a language model is needed")
 
 
 def check_same_tokenizer(given: Mapping[str, Tokenizer]) -> None:

@@ -18,8 +18,8 @@ class PromptTemplate:
         it.
     """
 
-    before: str = "Question: "
-    after: str = "\nAnswer:"
+    before: str = "Q: "
+    after: str = "\nA:"
     lead: str = " "
 
     def prompt_ids(self, tokenizer: Tokenizer, prompt: str) -> list[int]:

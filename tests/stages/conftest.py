@@ -1,22 +1,32 @@
-"""A whole pipeline, as small as one can be that has every part, run once for all tests of this folder."""
+"""A whole pipeline, as small as one can be that has every part, and artifacts made without running anything.
+
+The pipeline costs most of a minute, so it is run once, for the tests of one file: pytest-xdist gives a file to one worker.
+"""
 
 import dataclasses
+import functools
 import json
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
+from etils import epath
 
 from configs.models import tiny
+from lmx.core import storage
 from lmx.data.generated import GeneratedTasks
 from lmx.data.sources import HeldOut, JsonLines
 from lmx.data.supervised import Instructions
 from lmx.data.tasks import WORDS, Addition, FirstWord
 from lmx.data.text import Component, PackedText
+from lmx.model.config import DecoderConfig
+from lmx.model.decoder import build_model
 from lmx.optim import AdamW, WarmupLinear
-from lmx.pipeline.artifact import Artifact
+from lmx.pipeline import artifact as artifacts
+from lmx.pipeline.artifact import Artifact, Manifest
 from lmx.pipeline.experiment import Experiment
 from lmx.pipeline.runner import run_experiment
 from lmx.pipeline.stage import Ref
@@ -30,10 +40,11 @@ from lmx.stages import (
     Pretrain,
     RewardModel,
     SamplePairs,
-    TrainTokenizer,
     Training,
+    TrainTokenizer,
 )
 from lmx.stages.evaluate import RewardEvaluation, TaskEvaluation, TextEvaluation
+from lmx.tokenizer.bytes import ByteTokenizer
 from lmx.train.config import LoopConfig
 
 LENGTH, VOCAB = 64, 264  # the byte tokenizer has 259 pieces
@@ -78,10 +89,8 @@ def make_stages(folder: Path) -> dict[str, Any]:
     sampling = Sampling(max_new_tokens=4)
     stages: dict[str, Any] = dict(
         tokenizer=TrainTokenizer(data=text, vocabulary=Bytes()),
-        teacher=Pretrain(model=tiny.llama3(VOCAB, **SIZES), tokenizer=Ref("tokenizer"), data=text, training=training()),
-        student=Distill(
-            student=tiny.gemma2(VOCAB, **SIZES, window=16), teacher=Ref("teacher"), data=text, training=training(eval_every=None)
-        ),
+        teacher=Pretrain(model=tiny.gemma2(VOCAB, **SIZES, window=16), tokenizer=Ref("tokenizer"), data=text, training=training()),
+        student=Distill(student=tiny.qwen2(VOCAB, **SIZES), teacher=Ref("teacher"), data=text, training=training(eval_every=None)),
         sft=SFT(source=Ref("student"), data=Instructions(source=problems), training=training()),
         pairs=SamplePairs(policy=Ref("sft"), problems=problems, sampling=sampling, samples_per_prompt=2),
         reward_model=RewardModel(source=Ref("sft"), pairs=Ref("pairs"), training=training()),
@@ -111,6 +120,50 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("pipeline")
     experiment = Experiment(name="tiny", seed=0, stages=make_stages(folder))
     return Finished(experiment, folder / "run", run_experiment(experiment, folder / "run"))
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Artifact]:
+    """`language_model(seed)`: an artifact with the student's architecture and random parameters."""
+
+    @functools.cache
+    def write(seed: int) -> Artifact:
+        folder = storage.as_path(tmp_path_factory.mktemp("model"))
+        config: DecoderConfig = tiny.qwen2(VOCAB, **SIZES)
+        params = jax.jit(build_model(config).init)(jax.random.key(seed))
+        artifacts.write_model(folder, config=config, params=params, tokenizer=ByteTokenizer())
+        return finish(folder, "model")
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact with eight preference pairs a split."""
+    folder = storage.as_path(tmp_path_factory.mktemp("pairs"))
+    for split in ("train", "heldout"):
+        rows = [{"task": "addition", "prompt": f"{i}+1", "chosen": str(i + 1), "rejected": str(i)} for i in range(8)]
+        storage.write_text(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return finish(folder, "dataset")
+
+
+def finish(folder: epath.Path, kind: str) -> Artifact:
+    """Adds the manifest that makes a folder an artifact."""
+    now = "2025-01-01T00:00:00+00:00"
+    manifest = Manifest(
+        stage=folder.name,
+        kind=kind,
+        status="finished",
+        fingerprint=artifacts.digest(folder),
+        seed=0,
+        config={},
+        inputs={},
+        versions={},
+        started=now,
+        finished=now,
+    )
+    artifacts.write_manifest(folder, manifest)
+    return artifacts.open_finished(folder)
 
 
 @pytest.fixture(scope="session")

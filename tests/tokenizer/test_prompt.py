@@ -9,7 +9,7 @@ TOKENIZER = ByteTokenizer()
 def test_the_prompt_is_framed_behind_bos() -> None:
     ids = PromptTemplate().prompt_ids(TOKENIZER, "1 + 1?")
     assert ids[0] == TOKENIZER.bos_id
-    assert TOKENIZER.decode(ids) == "Question: 1 + 1?\nAnswer:"
+    assert TOKENIZER.decode(ids) == "Q: 1 + 1?\nA:"
 
 
 def test_a_generated_response_is_read_up_to_eos_without_the_lead() -> None:
