@@ -77,11 +77,15 @@ def test_configs_do_not_know_experiments() -> None:
 
 
 def test_imports_stand_at_the_top() -> None:
-    wrong = [f"{path}: {module}" for path, own in lmx_files() if own not in LAZY for module, nested in imported_modules(path) if nested]
+    wrong = [
+        f"{path}: {module}" for path, own in lmx_files() if own not in LAZY for module, nested in imported_modules(path) if nested
+    ]
     assert not wrong
 
 
 def test_losses_and_kernels_know_no_flax() -> None:
     pure = {"losses", "kernels", "core", "objectives", "data", "optim"}
-    wrong = [str(path) for path, own in lmx_files() if own in pure for module, _ in imported_modules(path) if module.startswith("flax")]
+    wrong = [
+        str(path) for path, own in lmx_files() if own in pure for module, _ in imported_modules(path) if module.startswith("flax")
+    ]
     assert not wrong

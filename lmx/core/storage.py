@@ -65,8 +65,11 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    """Writes UTF-8 text atomically.
+
+    A lone surrogate, which a model of bytes can produce and UTF-8 can't hold, becomes its escape, as JSON writes it.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

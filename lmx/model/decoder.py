@@ -49,7 +49,9 @@ class Decoder(nn.Module):
         config, execution = self.config, self.execution
         precision = execution.precision
         table = Table(config.vocab_size, config.model_dim, "vocab", precision, config.init_std, name="embed")()
-        x = embed(table, batch.tokens, scale=config.embedding_scale, dtype=precision.activations)
+        # Gathered over the model axis before the look-up: left to itself the partitioner replicates the whole activations instead.
+        rows = execution.constrain(table, ("activation_vocab", None))
+        x = embed(rows, batch.tokens, scale=config.embedding_scale, dtype=precision.activations)
         x = execution.constrain(x, ("batch", "length", "activation_embed"))
         plans: tuple[Append | None, ...] = (None,) * len(config.layer_pattern)
         entries = None

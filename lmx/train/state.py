@@ -61,7 +61,7 @@ def frozen_shardings(spec: TrainSpec) -> dict[str, PyTree]:
 
 
 def init_state(spec: TrainSpec, key: Array) -> TrainState:
-    """A fresh state, each device making its own shard; the values don't depend on the mesh.
+    """A fresh state, each device making its own shard; the values don't depend on the mesh, but for rounding.
 
     Args:
       spec: what will be trained.

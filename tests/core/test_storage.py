@@ -63,6 +63,13 @@ def test_json_that_was_cut_short_is_named_with_its_size(tmp_path):
         storage.read_json(tmp_path / "missing.json")
 
 
+def test_text_that_utf8_cannot_hold_is_written_escaped_and_read_back_from_json(tmp_path):
+    storage.write_json(tmp_path / "a.json", {"answer": "né\ud800"})
+    assert storage.read_json(tmp_path / "a.json") == {"answer": "né\ud800"}
+    storage.write_text(tmp_path / "a.html", "né\ud800")
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "né\\ud800"
+
+
 def test_json_lines_hold_every_record_and_null_for_what_json_cannot_say(tmp_path):
     path = tmp_path / "deep" / "m.jsonl"
     lines = storage.JsonLines(path)

@@ -41,7 +41,7 @@ def brute_force(q, k, v, positions, segments, window=None, soft_cap=None, scale=
         for j in range(length):
             distance = int(positions[b, i]) - int(positions[b, j])
             same_document = segments[b, i] == segments[b, j] and segments[b, j] > 0
-            if same_document and 0 <= distance and (window is None or distance < window):
+            if same_document and distance >= 0 and (window is None or distance < window):
                 score = scale * q[b, i, n] @ k[b, j, n // group]
                 scores.append(score if soft_cap is None else soft_cap * math.tanh(score / soft_cap))
                 values.append(v[b, j, n // group])
@@ -115,9 +115,7 @@ def test_chunked_equals_reference_over_keys_out_of_order(window):
     positions = jnp.broadcast_to(jnp.arange(15, 25), (2, 10))
     kv_positions = jnp.broadcast_to(jnp.roll(jnp.arange(2, 25), 9), (2, 23))
     kv_segments = (kv_positions > 4).astype(jnp.int32)
-    ids = dict(
-        positions=positions, segment_ids=jnp.ones_like(positions), kv_positions=kv_positions, kv_segment_ids=kv_segments
-    )
+    ids = dict(positions=positions, segment_ids=jnp.ones_like(positions), kv_positions=kv_positions, kv_segment_ids=kv_segments)
     assert_chunked_equals_reference(q, k, v, ids, window=window, soft_cap=None, block=8)
 
 
@@ -129,7 +127,7 @@ def test_chunked_equals_reference_in_bfloat16_within_its_precision():
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_gradient_equals_finite_differences_in_float64(implementation):
+def test_gradient_equals_central_differences(implementation):
     positions, segments = packed([6, 4], 11)
 
     def loss(x):

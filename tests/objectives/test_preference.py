@@ -8,7 +8,7 @@ import pytest
 
 from lmx.data.batches import PreferenceBatch
 from lmx.losses.preference import dpo_loss
-from lmx.objectives import preference, sequence_logprobs
+from lmx.objectives import language_model, preference, sequence_logprobs
 
 DPO = partial(dpo_loss, beta=0.1)
 
@@ -87,3 +87,13 @@ def test_the_gradient_raises_the_chosen_response(apply, make_params, make_pairs,
         sign * sequence_logprobs(apply(p, b), b).sum() for sign, b in ((1, pairs.chosen), (-1, pairs.rejected))
     )
     assert margin(moved) > margin(params)
+
+
+def test_the_chosen_responses_cross_entropy_is_a_term_with_its_own_denominator(apply, make_params, make_pairs, loss_of):
+    params, pairs = make_params(), make_pairs()
+    plain, with_nll = (
+        loss_of(preference(apply, apply, loss=DPO, nll_weight=weight))(params, {"reference": params}, pairs)[0]
+        for weight in (0.0, 0.2)
+    )
+    nll, _ = loss_of(language_model(apply))(params, {}, pairs.chosen)
+    assert with_nll == pytest.approx(float(plain + 0.2 * nll), rel=1e-6)

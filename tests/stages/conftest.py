@@ -89,9 +89,9 @@ def make_stages(folder: Path) -> dict[str, Any]:
     sampling = Sampling(max_new_tokens=4)
     stages: dict[str, Any] = dict(
         tokenizer=TrainTokenizer(data=text, vocabulary=Bytes()),
-        teacher=Pretrain(model=tiny.gemma2(VOCAB, **SIZES, window=16), tokenizer=Ref("tokenizer"), data=text, training=training()),
+        teacher=Pretrain(model=tiny.llama3(VOCAB, **SIZES), tokenizer=Ref("tokenizer"), data=text, training=training()),
         student=Distill(student=tiny.qwen2(VOCAB, **SIZES), teacher=Ref("teacher"), data=text, training=training(eval_every=None)),
-        sft=SFT(source=Ref("student"), data=Instructions(source=problems), training=training()),
+        sft=SFT(source=Ref("student"), data=Instructions(source=problems), training=training(eval_every=None)),
         pairs=SamplePairs(policy=Ref("sft"), problems=problems, sampling=sampling, samples_per_prompt=2),
         reward_model=RewardModel(source=Ref("sft"), pairs=Ref("pairs"), training=training()),
         dpo=Preference(policy=Ref("sft"), pairs=Ref("pairs"), training=training()),

@@ -47,8 +47,8 @@ CASES = [
     ("sft.training.microbatches", 3, "batch_size=4 must be a multiple of microbatches=3"),
     ("sft.training.batch_size", 0, "batch_size=0 must be at least 1, length=64 at least 2"),
     ("sft.training.length", 1, "batch_size=4 must be at least 1, length=1 at least 2"),
-    ("pairs.samples_per_prompt", 1, "samples_per_prompt=1 must be at least 2, pairs_per_prompt=2 at least 1"),
-    ("pairs.pairs_per_prompt", 0, "samples_per_prompt=2 must be at least 2, pairs_per_prompt=0 at least 1"),
+    ("pairs.samples_per_prompt", 1, "samples_per_prompt=1 must be at least 2 and pairs_per_prompt=2 at least 1"),
+    ("pairs.pairs_per_prompt", 0, "samples_per_prompt=2 must be at least 2 and pairs_per_prompt=0 at least 1"),
 ]
 
 
@@ -70,7 +70,7 @@ def test_the_pipeline_itself_is_accepted(stages: dict[str, Any]) -> None:
     assert list(graph.resolve(Experiment(seed=0, stages=stages)).nodes) == list(stages)
 
 
-@pytest.mark.parametrize(("path", "value", "message"), CASES)
+@pytest.mark.parametrize(("path", "value", "message"), CASES, ids=[f"{path}={value}" for path, value, _ in CASES])
 def test_what_cannot_work_is_refused_with_the_numbers(stages: dict[str, Any], path: str, value: Any, message: str) -> None:
     name, _, rest = path.partition(".")
     with pytest.raises(ValueError, match=message):

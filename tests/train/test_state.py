@@ -21,7 +21,8 @@ def test_the_abstract_state_is_what_init_makes_down_to_the_shardings(make_spec):
 
 
 def test_initial_values_do_not_depend_on_the_mesh(make_spec):
-    jax.tree.map(np.testing.assert_array_equal, *(init_state(make_spec(mesh=mesh), KEY) for mesh in (CUBE, MeshConfig())))
+    states = [jax.device_get(init_state(make_spec(mesh=mesh), KEY)) for mesh in (CUBE, MeshConfig())]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *states)  # the compiler may round a normal's last bit
 
 
 def test_moments_are_sharded_like_their_parameters_and_counts_replicated(make_spec):
