@@ -85,7 +85,7 @@ def get_config() -> Experiment:
         teacher=Pretrain(model=teacher, tokenizer=Ref("tokenizer"), data=text, training=reading(steps=240)),
         student=Distill(student=student, teacher=Ref("teacher"), data=text, training=reading(steps=160)),
         labels_only=Pretrain(model=student, tokenizer=Ref("tokenizer"), data=text, training=reading(steps=160)),
-        sft=SFT(source=Ref("student"), data=tasks.instructions(TASKS, count=40_000), training=answering(steps=150)),
+        sft=SFT(source=Ref("student"), data=tasks.instructions(TASKS, count=40_000), training=answering(steps=240)),
         pairs=SamplePairs(
             policy=Ref("sft"),
             problems=tasks.problems(TASKS, count=5_000, seed=1),

@@ -10,6 +10,7 @@ jax's and torch's float32 product of two square matrices, measured in the same r
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -177,9 +178,8 @@ def _lmx_side(shape: str) -> tuple[Callable[[], float], Callable[[], Any], float
 
 def _torch_side(shape: str) -> tuple[Callable[[], float], Callable[[], Any], float]:
     """A step of transformers on torch: returns (step -> loss, a matrix product, 0)."""
-    import torch
-    import transformers
-
+    torch: Any = importlib.import_module("torch")
+    transformers: Any = importlib.import_module("transformers")
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     common: dict[str, Any] = {
@@ -194,7 +194,7 @@ def _torch_side(shape: str) -> tuple[Callable[[], float], Callable[[], Any], flo
         "use_cache": False,
     }
     if shape == "llama":  # torch's fused attention; Gemma 2's soft caps have none, so transformers advises "eager"
-        config: Any = transformers.LlamaConfig(**common, tie_word_embeddings=False, attn_implementation="sdpa")
+        config = transformers.LlamaConfig(**common, tie_word_embeddings=False, attn_implementation="sdpa")
     else:
         config = transformers.Gemma2Config(**common, sliding_window=WINDOW, attn_implementation="eager")
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()

@@ -249,6 +249,7 @@ def test_execution_callables_are_used_everywhere(mixed_config, make_batch):
         "activation_heads",
         "activation_kv_heads",
         "activation_ffn",
+        "activation_vocab",
     }
     assert {"attention", "experts"} <= set(seen)
 
