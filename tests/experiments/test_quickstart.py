@@ -21,6 +21,7 @@ TINY = {
     "stages.student.student.num_layers": 2,
     "stages.labels_only.model.num_layers": 2,
     "stages.sft.data.source.count": 1000,
+    "stages.pairs.use_answers": True,  # an untrained policy is never right
     "stages.pairs.problems.count": 40,
     "stages.pairs.problems.heldout_count": 40,
     "stages.report.tasks.problems.heldout_count": 40,

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from lmx.core.types import Array
 from lmx.kernels.attention import chunked, reference
 
@@ -99,10 +97,6 @@ def attention_with_lse(
     name = implementation or ("chunked" if q.shape[1] >= MIN_CHUNKED_LENGTH else "reference")
     if name not in _IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is not one of {sorted(_IMPLEMENTATIONS)}")
-    # Padding is zeroed first: a masked weight of 0 times a NaN would still be NaN.
-    own, keys = segment_ids > 0, (segment_ids if kv_segment_ids is None else kv_segment_ids) > 0
-    q = jnp.where(own[..., None, None], q, 0)
-    k, v = (jnp.where(keys[..., None, None], x, 0) for x in (k, v))
     return _IMPLEMENTATIONS[name](
         q,
         k,

@@ -106,12 +106,14 @@ def _attend(masking: Masking, q: Array, k: Array, v: Array, ids: Ids) -> tuple[A
     def step(sums: tuple[Array, Array, Array], pair: Array) -> tuple[tuple[Array, Array, Array], None]:
         i, j = pair[0], pair[1]
         out, peak, total = (_at(x, i) for x in sums)
-        scores, _, allowed = _scores(masking, _at(q_tiles, i), _at(k_tiles, j), ids, i, j)
+        q_tile = _rows(q_tiles, ids.segments, i)
+        k_tile, v_tile = (_rows(x, ids.kv_segments, j) for x in (k_tiles, v_tiles))
+        scores, _, allowed = _scores(masking, q_tile, k_tile, ids, i, j)
         scores = jnp.where(allowed, scores, NO_KEY_LSE)
         new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))  # [B, K, R]
         weights = jnp.where(allowed, jnp.exp(scores - new_peak[..., None]), 0.0)
         decay = jnp.exp(peak - new_peak)
-        new_out = out * decay[..., None] + _dot("BKRS,BKSH->BKRH", weights.astype(v.dtype), _at(v_tiles, j))
+        new_out = out * decay[..., None] + _dot("BKRS,BKSH->BKRH", weights.astype(v.dtype), v_tile)
         new_total = total * decay + jnp.sum(weights, axis=-1)
         return tuple(_put(x, new, i) for x, new in zip(sums, (new_out, new_peak, new_total), strict=True)), None  # type: ignore[return-value]
 
@@ -139,10 +141,12 @@ def _attend_backward(masking: Masking, residuals: tuple, cotangents: tuple[Array
     def step(sums: tuple[Array, Array, Array], pair: Array) -> tuple[tuple[Array, Array, Array], None]:
         q_sum, k_sum, v_sum = sums
         i, j = pair[0], pair[1]
-        q_tile, k_tile, out_grad_tile = _at(q_tiles, i), _at(k_tiles, j), _at(out_grad_tiles, i)
+        q_tile = _rows(q_tiles, ids.segments, i)
+        k_tile, v_tile = (_rows(x, ids.kv_segments, j) for x in (k_tiles, v_tiles))
+        out_grad_tile = _at(out_grad_tiles, i)
         scores, slope, allowed = _scores(masking, q_tile, k_tile, ids, i, j)
         probs = jnp.where(allowed, jnp.exp(scores - _at(lse_tiles, i)[..., None]), 0.0)  # [B, K, R, S]
-        probs_grad = _dot("BKRH,BKSH->BKRS", out_grad_tile, _at(v_tiles, j))
+        probs_grad = _dot("BKRH,BKSH->BKRS", out_grad_tile, v_tile)
         scores_grad = probs * (probs_grad - _at(offset_tiles, i)[..., None]) * masking.scale
         scores_grad = (scores_grad if slope is None else scores_grad * slope).astype(q.dtype)
         # Keys' gradients are summed as [H, S]: the product then reads both operands along their rows.
@@ -189,8 +193,18 @@ def _scores(masking: Masking, q: Array, k: Array, ids: Ids, i: Array, j: Array) 
     allowed = (_at(ids.segments, i)[:, :, None] == _at(ids.kv_segments, j)[:, None, :]) & (distance >= 0)
     if masking.window is not None:
         allowed &= distance < masking.window
-    groups = q.shape[2] // allowed.shape[1]
-    return scores, slope, jnp.repeat(allowed, groups, axis=1)[:, None]
+    return scores, slope, _for_rows(allowed, q)[:, None]
+
+
+def _rows(tiles: Array, segments: Array, index: Array) -> Array:
+    """One tile [B, K, R, H], padding zeroed: a weight of 0 times a NaN would still be NaN."""
+    tile = _at(tiles, index)
+    return jnp.where(_for_rows(_at(segments, index) > 0, tile)[:, None, :, None], tile, 0)
+
+
+def _for_rows(x: Array, tile: Array) -> Array:
+    """[B, block, ...] -> [B, R, ...]: each token's value for every row of the tile that it owns."""
+    return jnp.repeat(x, tile.shape[2] // x.shape[1], axis=1)
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

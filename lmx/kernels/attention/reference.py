@@ -42,6 +42,9 @@ def attention_with_lse(
     """Softmax attention over the whole [T, S] score matrix; arguments and results as in `api.attention_with_lse`."""
     kv_positions = positions if kv_positions is None else kv_positions
     kv_segment_ids = segment_ids if kv_segment_ids is None else kv_segment_ids
+    # Padding is zeroed: a weight of 0 times a NaN would still be NaN.
+    q = jnp.where((segment_ids > 0)[..., None, None], q, 0)
+    k, v = (jnp.where((kv_segment_ids > 0)[..., None, None], x, 0) for x in (k, v))
     batch, length, num_heads, head_dim = q.shape
     kv_heads = k.shape[2]
     q_grouped = q.reshape(batch, length, kv_heads, num_heads // kv_heads, head_dim)  # [B, T, K, G, H]
