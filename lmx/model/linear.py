@@ -26,8 +26,9 @@ def contract(x: Array, kernel: Array, axes: int) -> Array:
 
     The gradient is written out for the sake of the kernel's, a product of x and the cotangent g over all tokens. Of its two
     operands XLA's CPU backend transposes the first in memory, and jax's own rule puts g first: often the wider of the two, and
-    fused with what made it. Here the narrower one comes first; that takes a sixth off a training step of a small Llama. Its dtype
-    is the kernel's, so float32 parameters keep float32 gradients under bfloat16 activations.
+    fused with what made it. Here the narrower one comes first. That takes 18% off a training step (2-core x86, float32, 4096
+    tokens, 4 Llama layers with D = 256 and F = 688). The gradient has the kernel's dtype, so float32 parameters keep float32
+    gradients under bfloat16 activations.
 
     Args:
       x: [..., *in_shape].

@@ -171,14 +171,20 @@ def test_a_mask_without_tokens_gives_zero_and_zero_gradient(student, labels):
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
 
 
-@given(chunk_tokens=st.integers(1, 12), seed=st.integers(0, 5))
-def test_the_chunk_size_never_changes_the_sum(chunk_tokens, seed):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    outputs = Outputs(jax.random.normal(keys[0], (B, 7, D)), jax.random.normal(keys[1], (V, D)))
-    labels, mask = jax.random.randint(keys[2], (B, 7), 0, V), jax.random.bernoulli(keys[3], 0.5, (B, 7))
-    fn = partial(cross_entropy, labels=labels)
-    total, _ = head.token_loss_sum(outputs, fn, mask=mask, chunk_tokens=chunk_tokens)
-    assert_close(total, weighted(reference.token_loss(outputs, fn), mask))
+@given(chunk_tokens=st.sampled_from([1, 3, 7]), bits=st.lists(st.booleans(), min_size=7, max_size=7), shift=st.floats(-50, 50))
+def test_neither_chunks_nor_a_shift_of_all_logits_change_a_masked_sum(chunk_tokens, bits, shift):
+    outputs = Outputs(jax.random.normal(jax.random.key(7), (1, 7, D)), jax.random.normal(jax.random.key(8), (V, D)))
+    total = shifted_sum(outputs, np.asarray([bits]), np.float32(shift), chunk_tokens)
+    assert_close(total, shifted_sum(outputs, np.asarray([bits]), np.float32(0), 7), rtol=1e-4, atol=1e-4)
+
+
+@partial(jax.jit, static_argnums=3)
+def shifted_sum(outputs, mask, shift, chunk_tokens):
+    def fn(logits, *, labels, shift):
+        return cross_entropy(logits + shift, labels=labels)
+
+    fn = partial(fn, labels=jnp.arange(7)[None], shift=shift)
+    return head.token_loss_sum(outputs, fn, mask=mask, chunk_tokens=chunk_tokens)[0]
 
 
 CHUNK, WIDTH, VOCABULARY = 32, 128, 512

@@ -107,7 +107,7 @@ def values_and_grads(
         )
         return sums, ((losses, extra), hidden_grads)
 
-    # [D, V]: on CPU this product runs at twice the rate of its transpose, whose first operand would be read by columns.
+    # [D, V], not [V, D]: XLA's CPU backend would transpose the wide slopes first (1.5 times slower; x86, float32, V = 8192).
     zeros = tuple(jnp.zeros(w.shape[::-1], jnp.float32) if need else None for w, need in zip(inputs.head, needs.head, strict=True))
     head_grads, stacked = jax.lax.scan(body, zeros, _split((inputs.hidden, inputs.cut, seeds), plan.chunk))
     losses, hidden_grads = _join(stacked, inputs.hidden[0].shape[1])
