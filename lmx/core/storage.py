@@ -20,8 +20,12 @@ _DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
-    """The path as an `epath.Path`, with a leading `~` expanded; `gs://` and other remote paths stay as they are."""
-    return epath.Path(path).expanduser()
+    """The path as an absolute `epath.Path`, a leading `~` expanded; `gs://` and other remote paths stay as they are.
+
+    Absolute because orbax takes no other, and because a run must not depend on the current folder once it has begun.
+    """
+    expanded = epath.Path(path).expanduser()
+    return epath.Path(os.path.abspath(expanded)) if is_local(expanded) else expanded
 
 
 def is_local(path: epath.PathLike) -> bool:

@@ -40,6 +40,13 @@ def holder(tmp_path):
     process.stdout.close()
 
 
+def test_local_paths_become_absolute_and_remote_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(storage.as_path("runs/../here")) == str(tmp_path / "here")
+    assert str(storage.as_path("~/x")) == os.path.expanduser("~/x")
+    assert str(storage.as_path("gs://bucket/run")) == "gs://bucket/run"
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     storage.write_json(path, {"version": 1})

@@ -1,6 +1,7 @@
 """The quickstart from the first stage to the report, and the notebook on what it leaves, with a few steps of small models."""
 
 import json
+import os
 from pathlib import Path
 
 import nbformat
@@ -39,7 +40,7 @@ def command(workdir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
-    assert cli.main(command(folder)) == 0
+    assert cli.main(command(Path(os.path.relpath(folder)))) == 0  # a relative workdir, as in `make run`
     return folder
 
 
