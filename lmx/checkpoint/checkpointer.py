@@ -21,6 +21,8 @@ from lmx.core.logging import logger
 from lmx.core.types import PyTree
 
 FORMAT = 1
+_REMOVED = "removed"
+"""Subdirectory to which a pruned checkpoint is renamed before its files go: a kill in between never leaves half a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,13 @@ class Checkpointer:
     """Saves, restores and prunes the checkpoints `<directory>/<step>/`; a context manager.
 
     A save copies the state off the devices and returns; a thread writes it to a temporary directory that is renamed when it is
-    complete, and only then are older checkpoints removed. A failed or killed save therefore leaves the earlier ones untouched.
+    complete, and only then are older checkpoints removed, each renamed before its files go. A failed or killed save therefore
+    leaves the earlier ones untouched. (A bucket has no rename: there, a kill may leave half a pruned checkpoint, which
+    `restore_latest` passes over.)
     """
 
     def __init__(self, directory: epath.PathLike, retention: Retention = Retention()) -> None:
-        """Opens (or creates) a directory of checkpoints and removes what a killed save left half written."""
+        """Opens (or creates) a directory of checkpoints and removes what a kill left half written or half removed."""
         self._directory = storage.as_path(directory)
         self._preservation = _Preservation(retention)
         self._saving: int | None = None
@@ -79,7 +83,9 @@ class Checkpointer:
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
             save_root_metadata=False,
+            todelete_subdir=_REMOVED,
         )
+        self._empty_removed()
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "record"))
 
     @property
@@ -141,6 +147,7 @@ class Checkpointer:
         except Exception as error:
             raise self._failed(error) from error
         self._saving = None
+        self._empty_removed()
 
     def restore_latest(self, abstract: PyTree) -> Restored | None:
         """The newest intact checkpoint, or None if there is none at all.
@@ -216,6 +223,12 @@ class Checkpointer:
                 raise
             logger.error("%s", error)  # another error is on its way up, and matters more
         self._manager.close()
+
+    def _empty_removed(self) -> None:
+        """Deletes the files of pruned checkpoints."""
+        removed = self._directory / _REMOVED
+        if jax.process_index() == 0 and removed.exists():
+            removed.rmtree()
 
     def _failed(self, error: Exception) -> Exception:
         """Cleans up after a failed save and says in a sentence what happened."""

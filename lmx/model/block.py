@@ -94,6 +94,8 @@ def scan_layers(config: DecoderConfig, execution: Execution) -> nn.Module:
         in_axes=(0, nn.broadcast),
         length=config.num_repeats,
         unroll=min(execution.unroll, config.num_repeats),
+        # Nothing is broadcast out of the loop; the check would cost a trace and forbid effects (a debug callback in a kernel).
+        check_constancy_invariants=False,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scanned(config, execution, name="blocks")

@@ -220,6 +220,20 @@ def test_a_process_killed_while_saving_leaves_only_complete_checkpoints(tmp_path
         assert sorted(int(path.name) for path in tmp_path.iterdir()) == checkpointer.steps()
 
 
+def test_pruned_checkpoints_are_renamed_before_their_files_go(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "_empty_removed", lambda self: None)  # killed before it came to that
+        with Checkpointer(tmp_path, Retention(last=1)) as checkpointer:
+            for step in (1, 2, 3):
+                checkpointer.save(step, {"a": jnp.full(2, step)}, loader={}, extras={})
+    assert sorted(path.name for path in (tmp_path / "removed").iterdir()) == ["1", "2"]
+    with Checkpointer(tmp_path, Retention(last=1)) as checkpointer:
+        assert [path.name for path in tmp_path.iterdir()] == ["3"]
+        checkpointer.save(4, {"a": jnp.full(2, 4)}, loader={}, extras={})
+        checkpointer.wait()
+        assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
 def test_retention_that_keeps_nothing_is_refused():
     with pytest.raises(ValueError, match="retention.last=0 must be at least 1"):
         Retention(last=0)
