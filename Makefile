@@ -1,4 +1,4 @@
-# make run | test | check | bench; PYTHON=python3.12 picks another interpreter (then .venv is built anew).
+# make run | test | check | parity | bench; PYTHON=python3.12 picks another interpreter (then .venv is built anew).
 PYTHON ?= python3
 # A pyenv shim answers only for versions that pyenv has switched on; where it does not, ask pyenv for the interpreter itself.
 ifneq ($(shell $(PYTHON) -c 'print(1)' 2>/dev/null),1)
@@ -16,7 +16,7 @@ CONSTRAINTS := $(if $(filter 3.11,$(PYVERSION)),constraints.txt,constraints-3.12
 # xdist workers: one per core, two at least pays off because compilation is single-threaded.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: run test check format bench clean
+.PHONY: run test check format parity bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.core
@@ -30,6 +30,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --durations=0 tests/test_import_graph.py
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m parity tests/parity
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -53,6 +56,10 @@ $(VENV)/.core: $(VENV)/.python-$(PYVERSION) pyproject.toml $(CONSTRAINTS)
 $(VENV)/.dev: $(VENV)/.python-$(PYVERSION) pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@ $(VENV)/.core
+
+$(VENV)/.parity: $(VENV)/.dev
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[parity]'
+	touch $@
 
 $(VENV)/.bench: $(VENV)/.core
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench]'

@@ -7,11 +7,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"core"},
-    {"kernels", "losses", "optim", "sharding", "tokenizer"},
+    {"kernels", "losses", "merging", "optim", "sharding", "tokenizer"},
     {"model", "data", "rewards"},
-    {"sampling", "checkpoint", "objectives"},
+    {"pruning", "sampling", "checkpoint", "objectives"},
     {"train", "eval", "pipeline"},
-    {"stages"},
+    {"stages", "convert", "serve", "curation"},
     {"cli"},
 ]
 # Inside a row: objectives join losses to the batch contract, which lives one row up already; nothing else crosses.

@@ -11,6 +11,7 @@ from configs.models import afm as afm_family
 from configs.models import gemma2 as gemma2_family
 from configs.models import llama3 as llama3_family
 from configs.models import qwen2 as qwen2_family
+from lmx.model import rope
 from lmx.model.activation import silu
 from lmx.model.config import DecoderConfig, FFNConfig, Llama3Scaling, MoEConfig
 
@@ -172,4 +173,4 @@ def matched_theta(theta: float, *, trained_length: int, full_head_dim: int, leng
       head_dim: the small model's, > 2.
     """
     ratio = 2 * math.pi * theta ** ((full_head_dim - 2) / full_head_dim) / trained_length
-    return (ratio * length / (2 * math.pi)) ** (head_dim / (head_dim - 2))
+    return rope.theta_matched(ratio, length=length, head_dim=head_dim)

@@ -14,6 +14,9 @@ from lmx.core import storage
 from lmx.core.errors import DiskFullError
 from lmx.core.types import Params, PyTree
 
+_CHUNK_BYTES = 64 << 20
+"""Arrays larger than this are written in chunks of about this size, stacked layers apart, so that one layer is read alone."""
+
 
 def save_params(path: epath.PathLike, params: Params) -> None:
     """Writes a nested dict of arrays and waits until it is complete; an existing directory is replaced.
@@ -23,7 +26,8 @@ def save_params(path: epath.PathLike, params: Params) -> None:
     """
     directory = storage.as_path(path)
     record = {"format": FORMAT, "arrays": records.with_digests(params)}
-    items = ocp.args.Composite(arrays=ocp.args.StandardSave(params), record=ocp.args.JsonSave(record))
+    chunks = jax.tree_util.tree_map_with_path(lambda path, leaf: _save_args(path[0].key, leaf), params)
+    items = ocp.args.Composite(arrays=ocp.args.StandardSave(params, save_args=chunks), record=ocp.args.JsonSave(record))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(directory, args=items, force=True)
@@ -42,7 +46,7 @@ def describe_params(path: epath.PathLike) -> PyTree:
       FileNotFoundError: there are no parameters.
       DamagedError: what is there cannot be read as such.
     """
-    return records.abstract_tree(_read_record(storage.as_path(path)))
+    return records.abstract_tree(read_record(storage.as_path(path)))
 
 
 def restore_params(path: epath.PathLike, abstract: PyTree | None = None, shardings: PyTree | None = None) -> Params:
@@ -59,7 +63,7 @@ def restore_params(path: epath.PathLike, abstract: PyTree | None = None, shardin
       DamagedError: they were cut short or changed on disk.
     """
     directory = storage.as_path(path)
-    saved = _read_record(directory)
+    saved = read_record(directory)
     where = f"the parameter directory {directory}"
     abstract = records.abstract_tree(saved) if abstract is None else abstract
     records.check_same(saved, abstract, where)
@@ -74,11 +78,28 @@ def restore_params(path: epath.PathLike, abstract: PyTree | None = None, shardin
     return restored
 
 
-def _read_record(directory: epath.Path) -> dict[str, Any]:
+def read_record(directory: epath.Path) -> dict[str, Any]:
+    """Path -> {"shape", "dtype", "digest"} of every parameter there.
+
+    Raises:
+      FileNotFoundError: there are no parameters.
+      DamagedError: what is there cannot be read as such.
+    """
     if not directory.exists():
         raise FileNotFoundError(f"there are no parameters at {directory}; did the stage that makes them finish?")
     where = f"the parameter record of {directory}"
     return read(lambda: _restore(directory, record=ocp.args.JsonRestore()).record["arrays"], where)
+
+
+def write_record(directory: epath.Path, record: dict[str, Any]) -> None:
+    """Puts the record beside arrays that were written part by part, and so makes the directory complete."""
+    storage.write_json(directory / "record" / "metadata", record)  # where orbax keeps a JSON item
+
+
+def _save_args(top: str, leaf: Any) -> ocp.SaveArgs:
+    if leaf.size * leaf.dtype.itemsize <= _CHUNK_BYTES:
+        return ocp.SaveArgs()
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if top == "blocks" else ())
 
 
 def _restore(directory: epath.Path, **items: ocp.args.CheckpointArgs) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmx.core.errors import RunError
 from lmx.core.types import Array, PyTree
@@ -72,6 +73,25 @@ def check_digests(saved: Mapping[str, Mapping[str, Any]], restored: PyTree, wher
             raise DamagedError(f"{where} is damaged: the values of {path} are not those that were saved{advice}")
 
 
+def part_digest(part: np.ndarray, offset: Sequence[int]) -> int:
+    """What a part of an array adds to the array's digest: the sum over all parts, modulo 2^32, is the digest of the whole.
+
+    Args:
+      part: C-contiguous, any float dtype of at most 4 bytes.
+      offset: index of its first element in the whole array, one number an axis.
+    """
+    unsigned = {1: np.uint8, 2: np.uint16}.get(part.dtype.itemsize, np.uint32)
+    sums = part.view(unsigned)  # of the bits, over the axes behind the current one
+    total = np.uint32(0)
+    with np.errstate(over="ignore"):
+        for axis in reversed(range(part.ndim)):
+            columns = sums.reshape(-1, sums.shape[-1]).sum(axis=0, dtype=np.uint32)
+            index = np.arange(offset[axis], offset[axis] + len(columns), dtype=np.uint32)
+            total += np.uint32(_multiplier(axis)) * np.sum(columns * index, dtype=np.uint32)
+            sums = sums.sum(axis=-1, dtype=np.uint32)
+        return int(total + np.uint32(sums))
+
+
 def abstract_tree(saved: Mapping[str, Mapping[str, Any]]) -> PyTree:
     """The nested dict of jax.ShapeDtypeStruct that a record describes (for trees of nested dicts, such as parameters)."""
     tree: dict[str, Any] = {}
@@ -115,6 +135,10 @@ def _digest(leaf: Array) -> Array:
     bits = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, unsigned)
     weights = jnp.ones(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
-        multiplier = jnp.uint32(2 * (0x9E3779B1 * (axis + 1) % 2**31))  # even, so that the weights stay odd
-        weights += multiplier * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        weights += jnp.uint32(_multiplier(axis)) * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
+
+
+def _multiplier(axis: int) -> int:
+    """What one step along an axis adds to the weight; even, so that the weights stay odd."""
+    return 2 * (0x9E3779B1 * (axis + 1) % 2**31)

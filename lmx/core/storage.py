@@ -116,8 +116,8 @@ class JsonLines:
             self._remote_lines = [self._path.read_bytes()]
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes one record; NaN and infinite numbers become null, which JSON can hold."""
-        line = (json.dumps(finite(record), allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
+        """Writes one record; NaN and infinite numbers become null, and lone surrogates their escapes, which JSON can hold."""
+        line = (json.dumps(finite(record), allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         if self._descriptor is None:
             self._remote_lines.append(line)
             return

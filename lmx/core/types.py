@@ -118,7 +118,8 @@ class Precision:
     """Dtypes of a run. Softmax, norms, losses, log-probs and optimizer moments are float32 whatever stands here.
 
     Attributes:
-      params: dtype of parameters (and so of the gradients that a backward pass returns).
+      params: dtype of parameters (and so of the gradients that a backward pass returns). "float16" is for imported weights that
+        are kept as they are; small gradients vanish in it.
       activations: dtype of matmul inputs and of the residual stream.
     """
 
@@ -126,6 +127,6 @@ class Precision:
     activations: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("params", "activations"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise ValueError(f"precision.{name}={getattr(self, name)!r} is not one of 'float32', 'bfloat16'")
+        for name, allowed in (("params", ("float32", "bfloat16", "float16")), ("activations", ("float32", "bfloat16"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"precision.{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")

@@ -42,11 +42,39 @@ class PreferenceBatch:
     rejected: LMBatch
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TeacherBatch:
+    """Packed token rows with what was stored of a teacher's view of each token.
+
+    Attributes:
+      text: the rows.
+      ids: [B, T, k] int32 token ids, the most probable first where they are a top k.
+      values: [B, T, k] float32; log-probabilities of a top k, or how often each id was drawn.
+      tail: [B, T] float32, log of the probability of all other tokens; 0 where ids were drawn.
+    """
+
+    text: LMBatch
+    ids: Array
+    values: Array
+    tail: Array
+
+
 def lm_batch_spec(batch_size: int, length: int) -> LMBatch:
     """Abstract LMBatch ([batch_size, length] jax.ShapeDtypeStruct leaves), enough to build and compile a step."""
     ids = jax.ShapeDtypeStruct((batch_size, length), np.int32)
     mask = jax.ShapeDtypeStruct((batch_size, length), np.bool_)
     return LMBatch(tokens=ids, labels=ids, loss_mask=mask, segment_ids=ids, positions=ids)  # type: ignore[arg-type]
+
+
+def teacher_batch_spec(batch_size: int, length: int, k: int) -> TeacherBatch:
+    """Abstract TeacherBatch with `k` stored ids a token."""
+    arrays = {
+        "ids": jax.ShapeDtypeStruct((batch_size, length, k), np.int32),
+        "values": jax.ShapeDtypeStruct((batch_size, length, k), np.float32),
+        "tail": jax.ShapeDtypeStruct((batch_size, length), np.float32),
+    }
+    return TeacherBatch(text=lm_batch_spec(batch_size, length), **arrays)  # type: ignore[arg-type]
 
 
 def preference_batch_spec(batch_size: int, length: int) -> PreferenceBatch:

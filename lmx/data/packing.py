@@ -81,19 +81,44 @@ class PackedDocuments:
         self._start_id, self._eos_id, self._pad_id = start_id(tokenizer), tokenizer.eos_id, tokenizer.pad_id
         self._starts = store.offsets + 2 * np.arange(len(store.offsets))  # place of each document; the last is their number
 
+    @property
+    def places(self) -> int:
+        """Places that all documents take together."""
+        return int(self._starts[-1])
+
     def __len__(self) -> int:
-        return -(-int(self._starts[-1]) // self._length)
+        return -(-self.places // self._length)
 
     def __getitem__(self, index: int) -> LMBatch:
         row = _RowBuilder(self._length, self._pad_id)
         start = index * self._length
-        end = min(start + self._length, int(self._starts[-1]))
+        self._fill(row, start, min(start + self._length, self.places))
+        return row.build()
+
+    @staticmethod
+    def join(parts: Sequence[tuple["PackedDocuments", int, int]], length: int) -> LMBatch:
+        """A row of stretches of several stores, each a segment or more of its own.
+
+        Args:
+          parts: (store, first place, places); a store's places go on beyond its last with its first.
+          length: T, at least the places of all parts together.
+        """
+        row = _RowBuilder(length, parts[0][0]._pad_id)
+        for packed, start, count in parts:
+            start, stop = start % packed.places, start % packed.places + count
+            while start < stop:  # once, but where the documents end inside
+                end = min(stop, packed.places)
+                packed._fill(row, start, end)
+                start, stop = 0, stop - end
+        return row.build()
+
+    def _fill(self, row: _RowBuilder, start: int, end: int) -> None:
+        """Adds the places start..end, which don't go beyond the last document's."""
         document = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < end:
             stop = min(end, int(self._starts[document + 1]))
             row.add(*self._places(document, start - int(self._starts[document]), stop - int(self._starts[document])))
             start, document = stop, document + 1
-        return row.build()
 
     def _places(self, document: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Inputs, labels and loss mask of places start..stop of a document of n tokens; there are n + 2."""

@@ -1,18 +1,21 @@
 """Grouped-query attention: projections, RoPE, QK-norm and the cache, around one call of the attention kernel."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import linen as nn
 
 from lmx.core.types import Array
-from lmx.model import cache, rope
+from lmx.kernels.attention import MIN_CHUNKED_LENGTH, merge_parts
+from lmx.model import cache, dual_chunk, rope
 from lmx.model.config import AttentionConfig
 from lmx.model.execution import Execution
 from lmx.model.linear import Linear
 from lmx.model.norm import RMSNorm
 
-KV = tuple[Array, Array]  # keys and values of a LayerCache, [R, B, S, K, H] each
+KV = tuple[cache.Entries, cache.Entries]  # keys and values of a LayerCache
 
 
 @jax.tree_util.register_dataclass
@@ -23,9 +26,10 @@ class BlockInputs:
     Attributes:
       positions: [B, T] int32.
       segment_ids: [B, T] int32.
-      cos: [B, T, H / 2] float32, of this block's RoPE.
+      cos: [B, T, H / 2] float32, of this block's RoPE; under dual chunk attention the keys'.
       sin: [B, T, H / 2] float32.
       append: how new tokens enter the cache; None = no cache, queries attend to the call's own tokens.
+      chunk_parts: the parts of dual chunk attention; empty = plain attention.
     """
 
     positions: Array
@@ -33,6 +37,7 @@ class BlockInputs:
     cos: Array
     sin: Array
     append: cache.Append | None = None
+    chunk_parts: tuple[dual_chunk.Part, ...] = ()
 
 
 class Attention(nn.Module):
@@ -61,16 +66,28 @@ class Attention(nn.Module):
           layer: [] int32, which of the R repeats this is.
         """
         config, constrain = self.config, self.execution.constrain
-        q = constrain(self._query_or_key(x, "q", config.q_heads, inputs), ("batch", "length", "activation_heads", None))
-        k = constrain(self._query_or_key(x, "k", config.kv_heads, inputs), ("batch", "length", "activation_kv_heads", None))
-        v = constrain(self._projection("v", config.kv_heads)(x), ("batch", "length", "activation_kv_heads", None))
-        key_layout = {}
+        rotate_query = self._rotated(self._projection("q", config.q_heads)(x), "q")
+        rotate_key = self._rotated(self._projection("k", config.kv_heads)(x), "k")
+        kv_axes = ("batch", "length", "activation_kv_heads", None)
+        k = constrain(rotate_key(inputs.cos, inputs.sin), kv_axes)
+        v = constrain(self._projection("v", config.kv_heads)(x), kv_axes)
         if inputs.append is not None and kv is not None:
             k, cached_k = cache.attended(kv[0], layer, inputs.append, k)  # [B, S', K, H]
             v, cached_v = cache.attended(kv[1], layer, inputs.append, v)
             kv = (cached_k, cached_v)
-            key_layout = {"kv_positions": inputs.append.positions, "kv_segment_ids": inputs.append.segment_ids}
-        out = self.execution.attention(
+        attend = self._attend_in_parts if inputs.chunk_parts else self._attend
+        out = constrain(attend(rotate_query, k, v, inputs), ("batch", "length", "activation_heads", None))
+        heads, axes = (config.q_heads, config.head_dim), ("q_heads", "head_dim", "embed")
+        return Linear(heads, (self.model_dim,), axes, self.execution.precision, self.init_std, name="o")(out), kv
+
+    def _attend(self, rotate_query: Callable[[Array, Array], Array], k: Array, v: Array, inputs: BlockInputs) -> Array:
+        """[B, T, N, H]: queries over all the keys that the window lets them see."""
+        config, append = self.config, inputs.append
+        q = self.execution.constrain(rotate_query(inputs.cos, inputs.sin), ("batch", "length", "activation_heads", None))
+        cached: dict[str, Any] = {}
+        if append is not None:
+            cached = {"kv_positions": append.positions, "kv_segment_ids": append.segment_ids, "implementation": _implementation(q)}
+        return self.execution.attention(
             q,
             k,
             v,
@@ -78,12 +95,35 @@ class Attention(nn.Module):
             segment_ids=inputs.segment_ids,
             window=config.window,
             soft_cap=config.soft_cap,
-            scale=config.head_dim**-0.5 if config.scale is None else config.scale,
-            **key_layout,
-        )  # [B, T, N, H]
-        out = constrain(out, ("batch", "length", "activation_heads", None))
-        heads, axes = (config.q_heads, config.head_dim), ("q_heads", "head_dim", "embed")
-        return Linear(heads, (self.model_dim,), axes, self.execution.precision, self.init_std, name="o")(out), kv
+            scale=_scale(config),
+            **cached,
+        )
+
+    def _attend_in_parts(self, rotate_query: Callable[[Array, Array], Array], k: Array, v: Array, inputs: BlockInputs) -> Array:
+        """[B, T, N, H]: dual chunk attention."""
+        config, append = self.config, inputs.append
+        kv_segment_ids = inputs.segment_ids if append is None else append.segment_ids
+        queries = [
+            self.execution.constrain(rotate_query(part.cos, part.sin), ("batch", "length", "activation_heads", None))
+            for part in inputs.chunk_parts
+        ]
+        found = [
+            self.execution.attention_with_lse(
+                q,
+                k,
+                v,
+                positions=part.positions,
+                segment_ids=inputs.segment_ids,
+                kv_positions=part.kv_positions,
+                kv_segment_ids=kv_segment_ids,
+                window=part.window,
+                soft_cap=config.soft_cap,
+                scale=_scale(config),
+                implementation=None if append is None else _implementation(q),
+            )
+            for q, part in zip(queries, inputs.chunk_parts, strict=True)
+        ]
+        return merge_parts(found)[0]
 
     def _projection(self, name: str, heads: int) -> Linear:
         axis = "q_heads" if name == "q" else "kv_heads"
@@ -91,12 +131,24 @@ class Attention(nn.Module):
         axes = ("embed", axis, "head_dim")
         return Linear((self.model_dim,), shape, axes, self.execution.precision, self.init_std, self.config.qkv_bias, name=name)
 
-    def _query_or_key(self, x: Array, name: str, heads: int, inputs: BlockInputs) -> Array:
-        """Projection, RoPE and QK-norm in the configured order, [B, T, heads, H]."""
-        y, config = self._projection(name, heads)(x), self.config
+    def _rotated(self, y: Array, name: str) -> Callable[[Array, Array], Array]:
+        """(cos, sin) -> the queries or keys y, [B, T, heads, H], under RoPE and QK-norm in the configured order."""
+        config = self.config
         if config.qk_norm is None:
-            return rope.rotate(y, inputs.cos, inputs.sin)
+            return lambda cos, sin: rope.rotate(y, cos, sin)
         norm = RMSNorm(config.qk_norm, "head_dim", self.execution.precision, name=f"{name}_norm")
         if config.qk_norm_before_rope:
-            return rope.rotate(norm(y), inputs.cos, inputs.sin)
-        return norm(rope.rotate(y, inputs.cos, inputs.sin))
+            normed = norm(y)
+            return lambda cos, sin: rope.rotate(normed, cos, sin)
+        return lambda cos, sin: norm(rope.rotate(y, cos, sin))
+
+
+def _scale(config: AttentionConfig) -> float:
+    """Multiplier of q.k."""
+    scale = config.head_dim**-0.5 if config.scale is None else config.scale
+    return scale if config.dual_chunk is None else scale * dual_chunk.temperature(config.dual_chunk)
+
+
+def _implementation(q: Array) -> str | None:
+    """How queries [B, T, N, H] attend to a cache, whose empty entries are finite; None = as the kernel chooses."""
+    return "decode" if q.shape[1] < MIN_CHUNKED_LENGTH else None

@@ -1,4 +1,4 @@
-"""KV cache as an explicit pytree: full for global layers, a ring for windowed ones."""
+"""KV cache as an explicit pytree: full for global layers, a ring for windowed ones; in the activation dtype or in int8."""
 
 import dataclasses
 
@@ -11,21 +11,39 @@ from lmx.model.config import AttentionConfig, DecoderConfig
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Quantized:
+    """Keys or values in 8 bits: `values * scales[..., None]`, a scale for each token and head.
+
+    Attributes:
+      values: [R, B, K, S, H] int8 in -127..127.
+      scales: [R, B, K, S] float32, the largest magnitude over H divided by 127.
+    """
+
+    values: Array
+    scales: Array
+
+
+Entries = Array | Quantized
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LayerCache:
     """Keys and values of the R layers at one place of the layer pattern; an empty entry has segment id 0.
 
-    Token n of a row (counted from 0 over everything appended to it) lies in entry n, or n % S of a ring.
+    Token n of a row (counted from 0 over everything appended to it) lies in entry n, or n % S of a ring. Heads come before entries,
+    the order in which attention multiplies them. An empty entry holds finite numbers, at first zeros.
 
     Attributes:
-      k: [R, B, S, K, H] keys, after RoPE and QK-norm.
-      v: [R, B, S, K, H] values.
+      k: [R, B, K, S, H] keys, after RoPE and QK-norm (or Quantized).
+      v: [R, B, K, S, H] values (or Quantized).
       positions: [B, S] int32.
       segment_ids: [B, S] int32.
       ring: the newest tokens overwrite the oldest; S is the window, or less where it never fills.
     """
 
-    k: Array
-    v: Array
+    k: Entries
+    v: Entries
     positions: Array
     segment_ids: Array
     ring: bool = dataclasses.field(metadata={"static": True})
@@ -70,7 +88,7 @@ def init_cache(config: DecoderConfig, batch_size: int, length: int, dtype: str) 
       config: the decoder's.
       batch_size: B rows.
       length: most tokens a row will hold, at most `config.max_length`.
-      dtype: activation dtype.
+      dtype: of the keys and values; "int8" stores them quantized.
 
     Returns:
       Cache of `length` entries in global layers and min(window, length) in windowed ones.
@@ -86,10 +104,14 @@ def init_cache(config: DecoderConfig, batch_size: int, length: int, dtype: str) 
 
 def _init_layer(attention: AttentionConfig, repeats: int, batch_size: int, length: int, dtype: str) -> LayerCache:
     size = length if attention.window is None else min(attention.window, length)
-    shape = (repeats, batch_size, size, attention.kv_heads, attention.head_dim)
+    shape = (repeats, batch_size, attention.kv_heads, size, attention.head_dim)
+
+    def entries() -> Entries:
+        return Quantized(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1])) if dtype == "int8" else jnp.zeros(shape, dtype)
+
     return LayerCache(
-        k=jnp.zeros(shape, dtype),
-        v=jnp.zeros(shape, dtype),
+        k=entries(),
+        v=entries(),
         positions=jnp.zeros((batch_size, size), jnp.int32),
         segment_ids=jnp.zeros((batch_size, size), jnp.int32),
         ring=attention.window is not None,
@@ -146,29 +168,57 @@ def write_rows(entries: Array, slots: Array, new: Array) -> Array:
 
 
 def write_layer(entries: Array, layer: Array, slots: Array, new: Array) -> Array:
-    """[R, B, S, K, H] entries with layer's slots [B, T] set to new [B, T, K, H]; slot S is nowhere."""
+    """[R, B, K, S, ...] entries with layer's slots [B, T] set to new [B, T, K, ...]; slot S is nowhere."""
     rows = jnp.arange(entries.shape[1])[:, None]
-    return entries.at[layer, rows, slots].set(new.astype(entries.dtype), mode="drop")
+    return entries.at[layer, rows, :, slots].set(new.astype(entries.dtype), mode="drop")
 
 
-def attended(entries: Array, layer: Array, plan: Append, new: Array) -> tuple[Array, Array]:
+def attended(entries: Entries, layer: Array, plan: Append, new: Array) -> tuple[Array, Entries]:
     """Keys (or values) that the new tokens attend to in one layer, and the entries after writing.
 
     Args:
-      entries: [R, B, S, K, H].
+      entries: [R, B, K, S, H].
       layer: [] int32, which of the R.
       plan: where the new tokens go.
       new: [B, T, K, H].
 
     Returns:
-      ([B, S', K, H], [R, B, S, K, H]).
+      ([B, S', K, H], entries).
     """
+    if isinstance(entries, Quantized):
+        values, scales = quantize(new)
+        quantized = Quantized(
+            write_layer(entries.values, layer, plan.slots, values), write_layer(entries.scales, layer, plan.slots, scales)
+        )
+        if plan.write_first:
+            return _tokens_first(dequantize(quantized.values[layer], quantized.scales[layer], new.dtype)), quantized
+        old = _tokens_first(dequantize(entries.values[layer], entries.scales[layer], new.dtype))
+        # The new tokens as they will be read later, so that how a prompt is cut into calls changes nothing.
+        return _beside(old, dequantize(values, scales, new.dtype)), quantized
     written = write_layer(entries, layer, plan.slots, new)
     if plan.write_first:
-        return written[layer], written
-    return _beside(entries[layer], new.astype(entries.dtype)), written
+        return _tokens_first(written[layer]), written
+    return _beside(_tokens_first(entries[layer]), new.astype(entries.dtype)), written
+
+
+def quantize(x: Array) -> tuple[Array, Array]:
+    """Rounds x [..., H] to int8 values [..., H] and float32 scales [...], the largest magnitude over H divided by 127."""
+    x = x.astype(jnp.float32)
+    scales = jnp.max(jnp.abs(x), axis=-1) / 127.0
+    values = jnp.round(x / jnp.where(scales == 0, 1.0, scales)[..., None])
+    return values.astype(jnp.int8), scales
+
+
+def dequantize(values: Array, scales: Array, dtype: jnp.dtype) -> Array:
+    """int8 values [..., H] times float32 scales [...], in `dtype`."""
+    return (values.astype(jnp.float32) * scales[..., None]).astype(dtype)
 
 
 def _beside(old: Array, new: Array) -> Array:
     """Old entries and new tokens along the key axis."""
     return jnp.concatenate([old, new], axis=1)
+
+
+def _tokens_first(entries: Array) -> Array:
+    """[B, K, S, H] -> [B, S, K, H]; attention turns it back, so that nothing is moved."""
+    return jnp.swapaxes(entries, 1, 2)

@@ -30,11 +30,76 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Position interpolation: every frequency divided by `factor` (Chen et al., 2023, arXiv:2306.15595)."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor} must be at least 1: it divides the frequencies")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN: slow frequencies divided by `factor`, fast ones kept, a ramp between, and a temperature on the scores.
+
+    Attributes:
+      factor: s = target length / original length, at least 1.
+      original_length: L0, the trained length.
+      beta_fast: pairs that turn more often than this within L0 are kept.
+      beta_slow: pairs that turn less often than this are divided.
+      attention_factor: a, the multiplier of cosine and sine (so scores carry a^2); None = 0.1 ln(s) + 1.
+      truncate: round the ends of the ramp outwards to whole pairs.
+    """
+
+    factor: float
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor} must be at least 1: it divides the frequencies")
+        if not self.beta_fast > self.beta_slow > 0:
+            raise ValueError(f"beta_fast={self.beta_fast} must exceed beta_slow={self.beta_slow}, and both 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary position embedding, half-split pairs (i, i + H/2), angles in float32."""
 
     theta: float
-    scaling: Llama3Scaling | None = None
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DualChunk:
+    """Dual chunk attention: no query and key ever stand further apart than in training, at any length (for inference).
+
+    Attributes:
+      window: c, the trained length; relative positions stay below it.
+      chunk_size: s < c; positions up to c - s apart stay exact.
+      clamp_offset: 0 clamps at c - 1 as the paper does, 1 at c as its published code does.
+      length_factor: target length / trained length; scores carry (0.1 ln(length_factor) + 1)^2. 1 = no temperature.
+
+    Reference: An et al. (2024), arXiv:2402.17463.
+    """
+
+    window: int
+    chunk_size: int
+    clamp_offset: int = 0
+    length_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.chunk_size < self.window:
+            raise ValueError(f"chunk_size={self.chunk_size} must lie in 1..{self.window - 1}, below the trained window")
+        if self.clamp_offset not in (0, 1):
+            raise ValueError(f"clamp_offset={self.clamp_offset} must be 0 (the paper) or 1 (its code)")
+        if self.length_factor < 1:
+            raise ValueError(f"length_factor={self.length_factor} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +117,7 @@ class AttentionConfig:
       qk_norm: RMSNorm over H of q and k, one gain for all heads; None = off.
       qk_norm_before_rope: norm q and k before RoPE instead of after it. AFM norms after; with a constant gain the orders agree.
       scale: multiplier of q.k; None = head_dim ** -0.5.
+      dual_chunk: attend by chunks beyond the trained length; None = plain.
     """
 
     q_heads: int
@@ -64,6 +130,7 @@ class AttentionConfig:
     qk_norm: NormConfig | None = None
     qk_norm_before_rope: bool = False
     scale: float | None = None
+    dual_chunk: DualChunk | None = None
 
     def __post_init__(self) -> None:
         if self.q_heads % self.kv_heads:
@@ -72,6 +139,8 @@ class AttentionConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window} must be at least 1 (the query's own key), or None for no window")
+        if self.window is not None and self.dual_chunk is not None:
+            raise ValueError(f"window={self.window} and dual_chunk exclude each other: dual chunk attention sees all earlier keys")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

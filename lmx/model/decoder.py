@@ -13,14 +13,14 @@ from flax import linen as nn
 
 from lmx.core.types import Array, Outputs, Params, PyTree, TokenBatch
 from lmx.model import cache as kv_cache
-from lmx.model import rope
-from lmx.model.attention import BlockInputs
+from lmx.model import unstacked
 from lmx.model.block import scan_layers
 from lmx.model.cache import Append, Cache
 from lmx.model.config import DecoderConfig
 from lmx.model.embedding import Table, embed
 from lmx.model.execution import Execution
 from lmx.model.heads import Head, head_soft_cap
+from lmx.model.inputs import block_inputs
 from lmx.model.moe import router_statistics
 from lmx.model.norm import RMSNorm
 
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
             plans, cache = kv_cache.append(cache, batch)
             entries = tuple((layer.k, layer.v) for layer in cache.layers)
         layers = scan_layers(config, execution)
-        (x, entries), routings = layers((x, entries), jnp.arange(config.num_repeats), self._block_inputs(batch, plans))
+        (x, entries), routings = layers((x, entries), jnp.arange(config.num_repeats), block_inputs(config, batch, plans))
         if cache is not None and entries is not None:
             written = [dataclasses.replace(old, k=k, v=v) for old, (k, v) in zip(cache.layers, entries, strict=True)]
             cache = dataclasses.replace(cache, layers=tuple(written))
@@ -72,14 +72,6 @@ class Decoder(nn.Module):
         )
         return outputs, cache
 
-    def _block_inputs(self, batch: TokenBatch, plans: tuple[Append | None, ...]) -> tuple[BlockInputs, ...]:
-        """What each block of the pattern reads at every repeat; the rotations are made once, outside the scan."""
-        inputs = []
-        for block, plan in zip(self.config.layer_pattern, plans, strict=True):
-            cos, sin = rope.rotation(batch.positions, block.attention.head_dim, block.attention.rope)
-            inputs.append(BlockInputs(batch.positions, batch.segment_ids, cos, sin, plan))
-        return tuple(inputs)
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -91,18 +83,20 @@ class Model:
         "layers" names the leading axis of parameters that are stacked over the repeats of the layer pattern.
       init: random key -> parameters, a nested dict of arrays.
       apply: (parameters, batch) -> outputs.
-      init_cache: (batch_size, length) -> empty cache for rows of at most `length` tokens.
+      init_cache: (batch_size, length, kv_dtype=None) -> empty cache for rows of at most `length` tokens, its keys and values in the
+        activation dtype or, for "int8", quantized.
       decode: (parameters, batch, cache) -> outputs of the batch's T >= 1 new tokens a row, and the cache with them appended.
         Prefill and a single step are the same function. Tokens with segment id 0 are padding: they are not written, and
         rows may so grow by different numbers of tokens. Positions go on from `cache.lengths` (in a row of one document).
-        The caller keeps within the length given to `init_cache`: what does not fit is not written.
+        The caller keeps within the length given to `init_cache`: what does not fit is not written. Parameters and cache may also
+        be unstacked (`lmx.model.unstacked`), which is faster on CPUs.
     """
 
     config: DecoderConfig
     axes: PyTree
     init: Callable[[Array], Params]
     apply: Callable[[Params, TokenBatch], Outputs]
-    init_cache: Callable[[int, int], Cache]
+    init_cache: Callable[..., Cache]
     decode: Callable[[Params, TokenBatch, Cache], tuple[Outputs, Cache]]
 
     def abstract_params(self) -> PyTree:
@@ -148,11 +142,15 @@ def build_model(config: DecoderConfig, execution: Execution = _PLAIN) -> Model:
         outputs, _ = decoder.apply({"params": params}, batch)
         return outputs
 
-    def init_cache(batch_size: int, length: int) -> Cache:
-        return kv_cache.init_cache(config, batch_size, length, execution.precision.activations)
+    def init_cache(batch_size: int, length: int, kv_dtype: str | None = None) -> Cache:
+        if kv_dtype not in (None, "int8"):
+            raise ValueError(f"kv_dtype={kv_dtype!r} is not one of None (the activation dtype), 'int8'")
+        return kv_cache.init_cache(config, batch_size, length, kv_dtype or execution.precision.activations)
 
     def decode(params: Params, batch: TokenBatch, cache: Cache) -> tuple[Outputs, Cache]:
         _check_length(config, batch)
+        if unstacked.is_unstacked(params):
+            return unstacked.decode(config, execution, params, batch, cache)
         result: Any = decoder.apply({"params": params}, batch, cache)
         return result
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from lmx.core.types import Array, Precision
-from lmx.kernels.attention.api import AttentionFn, attention
+from lmx.kernels.attention.api import AttentionFn, attention, attention_with_lse
 from lmx.model.experts import ExpertsFn, dropless_experts
 from lmx.model.remat import POLICIES
 
@@ -25,6 +25,7 @@ class Execution:
       unroll: repeats of the layer pattern in one iteration of the scan. At R (or more) there is no loop: activations for the
         backward pass stay where they are instead of being copied to and from a stack, and compile time grows with depth.
       attention: the attention kernel, or one wrapped for a mesh.
+      attention_with_lse: the same with its log-sum-exp, for attention that is computed in parts (dual chunk).
       experts: the mixture-of-experts kernel (`lmx.model.experts.dropless_experts`), or one wrapped for a mesh.
       constrain: (array, logical activation axes) -> the array under a sharding constraint.
     """
@@ -33,6 +34,7 @@ class Execution:
     remat: str | None = None
     unroll: int = 1
     attention: AttentionFn = attention
+    attention_with_lse: AttentionFn = attention_with_lse
     experts: ExpertsFn = dropless_experts
     constrain: Callable[[Array, tuple[str | None, ...]], Array] = unconstrained
 

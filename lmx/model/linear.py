@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmx.core.types import Array, Precision
+from lmx.kernels.thin_matmul import thin_matmul
 
 Axes = tuple[str | None, ...]
 
@@ -62,6 +63,8 @@ contract.defvjp(_contract_forward, _contract_backward)
 class Linear(nn.Module):
     """Contraction of the last axes of x with a kernel of shape [*in_shape, *out_shape], in x's dtype.
 
+    In decoding the kernel may be given as "rows" instead, flat and transposed (`lmx.model.unstacked`).
+
     Attributes:
       in_shape: sizes of the contracted axes.
       out_shape: sizes of the new axes.
@@ -82,8 +85,13 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., *in_shape] -> [..., *out_shape]."""
         init = normal_init(math.prod(self.in_shape), self.init_std, self.axes)
-        kernel: Array = self.param("kernel", init, (*self.in_shape, *self.out_shape), self.precision.params)
-        y = contract(x, kernel, len(self.in_shape))
+        if self.has_variable("params", "rows"):
+            tokens = x.shape[: x.ndim - len(self.in_shape)]
+            rows: Array = self.get_variable("params", "rows").astype(x.dtype)
+            y = thin_matmul(x.reshape(*tokens, -1), rows).astype(x.dtype).reshape(*tokens, *self.out_shape)
+        else:
+            kernel: Array = self.param("kernel", init, (*self.in_shape, *self.out_shape), self.precision.params)
+            y = contract(x, kernel, len(self.in_shape))
         if self.bias:
             zeros: Callable[..., Any] = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[len(self.in_shape) :])
             bias: Array = self.param("bias", zeros, self.out_shape, self.precision.params)

@@ -6,6 +6,7 @@ from lmx.objectives.preference import preference
 from lmx.objectives.reward import reward
 from lmx.objectives.router import RouterLoss
 from lmx.objectives.sequence import sequence_logprobs, sequence_rewards
+from lmx.objectives.stored import stored_distillation
 
 __all__ = [
     "RouterLoss",
@@ -15,5 +16,6 @@ __all__ = [
     "reward",
     "sequence_logprobs",
     "sequence_rewards",
+    "stored_distillation",
     "top1_distillation",
 ]

@@ -5,17 +5,26 @@ from functools import partial
 
 import jax
 
-from lmx.core.types import Array, Metrics, Objective, Outputs, Params, Terms
+from lmx.core.types import Array, Metrics, Objective, Outputs, Params, Terms, Weighted
 from lmx.data.batches import LMBatch
 from lmx.kernels import head
 from lmx.losses import divergence, likelihood
 from lmx.objectives.router import NO_ROUTER_LOSS, RouterLoss
 
 Apply = Callable[[Params, LMBatch], Outputs]
+LossSum = Callable[[Outputs, Outputs, LMBatch], tuple[Weighted, Metrics]]  # (teacher, student, batch)
+
+LARGE_VOCABULARY = 2**16  # rows from which a block of the vocabulary is cheaper than whole logits of a few tokens
 
 
 def distillation(
-    apply: Apply, teacher_apply: Apply, *, alpha: float = 1.0, temperature: float = 1.0, router: RouterLoss = NO_ROUTER_LOSS
+    apply: Apply,
+    teacher_apply: Apply,
+    *,
+    alpha: float = 1.0,
+    temperature: float = 1.0,
+    vocabulary_blocks: bool | None = None,
+    router: RouterLoss = NO_ROUTER_LOSS,
 ) -> Objective:
     """`(1 - alpha) * cross-entropy + alpha * T^2 KL(teacher || student)`, mean over the tokens of the loss mask.
 
@@ -25,6 +34,8 @@ def distillation(
         `frozen["teacher"]`.
       alpha: in [0, 1], share of the teacher; 1 = no labels at all (Gemma 2).
       temperature: > 0, T.
+      vocabulary_blocks: compute the loss over blocks of the vocabulary (`head.distillation_loss_sum`), whose memory does not depend
+        on V, instead of chunks of tokens; the numbers are the same. None = from `LARGE_VOCABULARY` rows.
       router: auxiliary losses of the student's MoE routers.
 
     Returns:
@@ -34,7 +45,15 @@ def distillation(
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha}, the teacher's share of the loss, must lie in [0, 1]")
-    return _from_teacher(apply, teacher_apply, partial(_soft_and_hard, alpha=alpha, temperature=temperature), router)
+
+    def loss_sum(teacher: Outputs, student: Outputs, batch: LMBatch) -> tuple[Weighted, Metrics]:
+        large = student.head.shape[0] >= LARGE_VOCABULARY
+        if large if vocabulary_blocks is None else vocabulary_blocks:
+            options = {"labels": batch.labels, "alpha": alpha, "temperature": temperature}
+            return head.distillation_loss_sum(teacher, student, mask=batch.loss_mask, **options)
+        return _chunked(partial(_soft_and_hard, alpha=alpha, temperature=temperature))(teacher, student, batch)
+
+    return _from_teacher(apply, teacher_apply, loss_sum, router)
 
 
 def top1_distillation(apply: Apply, teacher_apply: Apply, *, weight: float = 0.9, router: RouterLoss = NO_ROUTER_LOSS) -> Objective:
@@ -51,21 +70,25 @@ def top1_distillation(apply: Apply, teacher_apply: Apply, *, weight: float = 0.9
 
     Reference: Gunter et al. (2024), arXiv:2407.21075 (AFM).
     """
-    return _from_teacher(apply, teacher_apply, partial(_top1, weight=weight), router)
+    return _from_teacher(apply, teacher_apply, _chunked(partial(_top1, weight=weight)), router)
 
 
-def _from_teacher(
-    apply: Apply, teacher_apply: Apply, loss: Callable[..., tuple[Array, dict[str, Array]]], router: RouterLoss
-) -> Objective:
-    """Objective of a per-token `loss(teacher_logits, student_logits, labels=...) -> (loss, metrics)`."""
+def _chunked(loss: Callable[..., tuple[Array, dict[str, Array]]]) -> LossSum:
+    """Sum of a per-token `loss(teacher_logits, student_logits, labels=...) -> (loss, metrics)` over chunks of tokens."""
+    # One sum for all parts: the student's logits and their gradient are then computed once.
+    return lambda teacher, student, batch: head.token_loss_sum(
+        teacher, student, partial(loss, labels=batch.labels), mask=batch.loss_mask
+    )
+
+
+def _from_teacher(apply: Apply, teacher_apply: Apply, loss_sum: LossSum, router: RouterLoss) -> Objective:
 
     def objective(params: Params, frozen: Mapping[str, Params], batch: LMBatch, key: Array) -> tuple[Terms, Metrics]:
         del key
         student = apply(params, batch)
         teacher = jax.lax.stop_gradient(teacher_apply(frozen["teacher"], batch))
         _check_vocabulary(student, teacher)
-        # One sum for all parts: the student's logits and their gradient are then computed once.
-        total, metrics = head.token_loss_sum(teacher, student, partial(loss, labels=batch.labels), mask=batch.loss_mask)
+        total, metrics = loss_sum(teacher, student, batch)
         router_terms, router_metrics = router.terms(student, batch.segment_ids)
         return {"distillation": (1.0, total), **router_terms}, {**metrics, **router_metrics}
 

@@ -21,6 +21,9 @@ from lmx.model.activation import ACTIVATIONS
 from lmx.model.config import DecoderConfig
 from lmx.model.decoder import Model, build_model
 from lmx.model.execution import Execution
+from lmx.tokenizer import chat as chats
+from lmx.tokenizer.absent import AbsentTokenizer
+from lmx.tokenizer.chat import Chat
 from lmx.tokenizer.protocol import Tokenizer
 
 MANIFEST, MODEL, PARAMS, TOKENIZER = "manifest.json", "model.json", "params", "tokenizer"
@@ -115,6 +118,10 @@ class Artifact:
             raise ValueError(f"{self.path} holds no tokenizer: it is of the kind {self.kind!r} and has no folder {TOKENIZER}/")
         return tokenizers.load(self.path / TOKENIZER)
 
+    def chat(self) -> Chat | None:
+        """How its model writes conversations, None for one that only continues text."""
+        return chats.load(self.path / TOKENIZER)
+
     def load_params(self, abstract: PyTree | None = None, shardings: PyTree | None = None) -> Params:
         """Its model's parameters.
 
@@ -131,10 +138,11 @@ class Artifact:
         return parameters.restore_params(self.path / PARAMS, abstract, shardings)
 
     def load(self, shardings: PyTree | None = None) -> "LoadedModel":
-        """Its model, parameters and tokenizer; see the function `load`."""
+        """Its model, parameters, tokenizer and chat format; see the function `load`."""
         model = self.stored_model()
         params = parameters.restore_params(self.path / PARAMS, model.abstract_params(), shardings)
-        return LoadedModel(model, params, self.tokenizer(), self.manifest)
+        tokenizer: Any = self.tokenizer() if self.has_tokenizer() else AbsentTokenizer(str(self.path))
+        return LoadedModel(model, params, tokenizer, self.manifest, self.chat())
 
     def stored_model(self) -> Model:
         """The model that it describes, its parameters in the dtype in which they were saved."""
@@ -150,14 +158,16 @@ class LoadedModel:
     Attributes:
       model: `apply`, `decode` and the rest.
       params: its parameters.
-      tokenizer: the tokenizer that it was trained with.
+      tokenizer: the tokenizer that it was trained with; an `AbsentTokenizer`, which raises, for an import that had none.
       manifest: how it came to be.
+      chat: how it writes conversations, None for a model that only continues text.
     """
 
     model: Model
     params: Params
     tokenizer: Tokenizer
     manifest: Manifest | None
+    chat: Chat | None = None
 
 
 def load(path: epath.PathLike, shardings: PyTree | None = None) -> LoadedModel:
@@ -200,23 +210,34 @@ def open_finished(path: epath.PathLike) -> Artifact:
     return Artifact(folder, manifest)
 
 
-def write_model(folder: epath.Path, *, config: DecoderConfig, params: Params, tokenizer: Tokenizer) -> None:
+def write_model(
+    folder: epath.Path, *, config: DecoderConfig, params: Params, tokenizer: Tokenizer, chat: Chat | None = None
+) -> None:
     """Writes what makes a folder a model artifact: `params/`, `tokenizer/` and `model.json`.
+
+    Args:
+      folder: of the artifact.
+      config: of the model.
+      params: its parameters.
+      tokenizer: its tokenizer.
+      chat: how it writes conversations; None = it doesn't.
 
     Raises:
       ValueError: for an activation function that `lmx.model.activation.ACTIVATIONS` doesn't name.
     """
     described = serialize.to_json(config, ACTIVATIONS)
     parameters.save_params(folder / PARAMS, params)
-    write_tokenizer(folder, tokenizer)
+    write_tokenizer(folder, tokenizer, chat)
     storage.write_json(folder / MODEL, described)
 
 
-def write_tokenizer(folder: epath.Path, tokenizer: Tokenizer) -> None:
-    """Writes the tokenizer of an artifact into its folder `tokenizer/`."""
+def write_tokenizer(folder: epath.Path, tokenizer: Tokenizer, chat: Chat | None = None) -> None:
+    """Writes the tokenizer of an artifact, and the chat format if there is one, into its folder `tokenizer/`."""
     target = folder / TOKENIZER
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save(Path(target))
+    if chat is not None:
+        chat.save(Path(target))
 
 
 def read_manifest(folder: epath.PathLike) -> Manifest:

@@ -24,12 +24,14 @@ class Experiment:
       stages: stages by name; the name is the stage's folder in the workdir. Order doesn't matter, the inputs decide.
       mesh: shape of the device mesh; part of no fingerprint, so a run may go on with another one.
       name: title for reports.
+      figures: stage -> what -> where that comes from: "report", "choice: why" ..., for `lmx show`; part of no fingerprint.
     """
 
     seed: int
     stages: Mapping[str, Stage]
     mesh: MeshConfig = MeshConfig()
     name: str = ""
+    figures: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -43,6 +45,8 @@ class Experiment:
                 raise ValueError(
                     f"stages.{name} must be a stage (a frozen dataclass with `produces` and `run`), found {type(stage).__name__}"
                 )
+        if unknown := sorted(set(self.figures).difference(self.stages)):
+            raise ValueError(f"figures tells of {', '.join(unknown)}, but the stages are {', '.join(self.stages)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from lmx.core import overrides, storage, validate
 from lmx.pipeline import artifact as artifacts
 from lmx.pipeline.experiment import Experiment
-from lmx.pipeline.stage import External, HasArchitecture, HasCheck, HasVocabulary, Ref, Source, Stage, UpstreamInfo
+from lmx.pipeline.stage import External, HasArchitecture, HasCheck, HasMeshCheck, HasVocabulary, Ref, Source, Stage, UpstreamInfo
+from lmx.sharding.mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,16 @@ def resolve(experiment: Experiment) -> Graph:
     nodes: dict[str, Node] = {}
     for name in _ordered({name: _parents(found) for name, found in inputs.items()}):
         nodes[name] = _node(name, experiment.stages[name], inputs[name], nodes)
+        _check_mesh(nodes[name], experiment.mesh)
     return Graph(nodes)
+
+
+def _check_mesh(node: Node, mesh: MeshConfig) -> None:
+    if isinstance(node.stage, HasMeshCheck):
+        try:
+            node.stage.check_mesh(mesh)
+        except ValueError as error:
+            raise ValueError(f"stage {node.name!r}: {error}") from error
 
 
 def _node(name: str, stage: Stage, inputs: dict[str, Input], nodes: Mapping[str, Node]) -> Node:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lmx.data.batches import LMBatch, PreferenceBatch
+from lmx.data.batches import LMBatch, PreferenceBatch, TeacherBatch
 from lmx.tokenizer.protocol import Tokenizer
 
 LEGEND = "Text in ⟦ ⟧ is read but does not count in the loss."
@@ -16,11 +16,13 @@ def batch_lines(batch: Any, tokenizer: Tokenizer, *, max_rows: int, max_characte
     """A batch for people, line by line.
 
     Args:
-      batch: LMBatch or PreferenceBatch of host arrays.
+      batch: LMBatch, PreferenceBatch or TeacherBatch (its text) of host arrays.
       tokenizer: what decodes its tokens.
       max_rows: rows (or pairs) to show.
       max_characters: characters of a document to show; a longer one loses its middle.
     """
+    if isinstance(batch, TeacherBatch):
+        batch = batch.text
     if isinstance(batch, PreferenceBatch):
         for row in range(min(max_rows, len(batch.chosen.tokens))):
             yield f"pair {row}"

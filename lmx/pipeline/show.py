@@ -1,6 +1,7 @@
 """What `lmx show` prints: the stage graph with parameters, tokens and FLOPs, and the resolved config. Touches no device."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 from lmx.core import config as configs
 from lmx.model import accounting
@@ -13,13 +14,20 @@ _HEADER = ("stage", "makes", "parameters", "steps", "tokens", "FLOPs", "also rea
 _NUMERIC = {"parameters", "steps", "tokens", "FLOPs"}
 
 
-def describe(experiment: Experiment) -> str:
-    """The experiment for people; raises ValueError when it can't be right, as a run would."""
+def describe(experiment: Experiment, details: Callable[[Graph, Experiment], Sequence[str]] | None = None) -> str:
+    """The experiment for people; raises ValueError when it can't be right, as a run would.
+
+    Args:
+      experiment: what to describe.
+      details: further lines between graph and config, given by what knows the stages.
+    """
     graph = graphs.resolve(experiment)
     title = experiment.name or "experiment"
     count = len(graph.nodes)
     head = f"{title}: {count} stage{'s' if count != 1 else ''}, seed {experiment.seed}"
-    return "\n\n".join([head, "\n".join(graph_lines(graph)), configs.to_text(experiment)])
+    lines = [] if details is None else details(graph, experiment)
+    config = configs.to_text(dataclasses.replace(experiment, figures={}) if lines else experiment)
+    return "\n\n".join([head, "\n".join(graph_lines(graph)), *(["\n".join(lines)] if lines else []), config])
 
 
 def graph_lines(graph: Graph) -> list[str]:

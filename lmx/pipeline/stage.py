@@ -3,6 +3,7 @@
 A stage is a frozen keyword-only dataclass with `produces` and `run`. The other hooks are optional; each has a protocol here:
 
     check(upstream)          -> None                  HasCheck: sizes that don't fit, before anything runs
+    check_mesh(mesh)         -> None                  HasMeshCheck: batches that the mesh can't hold
     architecture(upstream)   -> DecoderConfig | None  HasArchitecture: the model it leaves
     vocab_size(upstream)     -> int | None            HasVocabulary: size of the tokenizer it leaves
     workload(upstream)       -> Workload              HasWorkload: steps, tokens and FLOPs for `lmx show`
@@ -21,7 +22,7 @@ from lmx.pipeline.artifact import Artifact
 from lmx.sharding.mesh import MeshConfig
 from lmx.tokenizer.protocol import Tokenizer
 
-Kind = Literal["tokenizer", "model", "reward_model", "dataset", "report"]
+Kind = Literal["tokenizer", "model", "reward_model", "dataset", "teacher_logits", "report"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,14 @@ class HasCheck(Protocol):
 
     def check(self, upstream: Upstream) -> None:
         """Raises ValueError, in one sentence with the numbers, when the stage can't work on these inputs."""
+
+
+@runtime_checkable
+class HasMeshCheck(Protocol):
+    """A stage that knows which meshes hold its batches."""
+
+    def check_mesh(self, mesh: MeshConfig) -> None:
+        """Raises ValueError, in one sentence with the numbers, when a mesh of these sizes can't hold a batch."""
 
 
 @runtime_checkable

@@ -11,16 +11,24 @@ from lmx.sharding import place
 from lmx.sharding.rules import LogicalAxes, Rules
 
 
-def shard_by_axes(fn: Callable[..., Array], mesh: Mesh, rules: Rules, inputs: tuple[PyTree, ...]) -> Callable[..., Array]:
+def shard_by_axes(
+    fn: Callable[..., Any],
+    mesh: Mesh,
+    rules: Rules,
+    inputs: tuple[PyTree, ...],
+    output_ranks: int | tuple[int, ...] | None = None,
+) -> Callable[..., Any]:
     """`fn` on every device's shard of its arguments.
 
     Dimensions that don't divide over their mesh axes are passed whole. Inside `fn`, collectives may name the mesh axes.
 
     Args:
-      fn: function of arrays, or pytrees of them, to one array of the first argument's shape and axes.
+      fn: function of arrays, or pytrees of them, to one array of the first argument's shape and axes, or to several with its
+        leading ones.
       mesh: device mesh.
       rules: logical axis -> mesh axes.
       inputs: for each positional argument its logical axes, or a pytree of them.
+      output_ranks: how many of the first argument's axes each output has; None = one output with all.
 
     Returns:
       A differentiable function of the same arguments, whole.
@@ -29,10 +37,11 @@ def shard_by_axes(fn: Callable[..., Array], mesh: Mesh, rules: Rules, inputs: tu
     def spec(axes: LogicalAxes, x: Array) -> PartitionSpec:
         return place.fitting_spec(axes, x.shape, mesh, rules)
 
-    def wrapped(*args: Any) -> Array:
+    def wrapped(*args: Any) -> Any:
         in_specs = jax.tree.map(spec, inputs, args, is_leaf=_is_axes)
+        out_specs = jax.tree.map(lambda rank: PartitionSpec(*in_specs[0][:rank]), output_ranks or args[0].ndim)
         # check_vma=False: kernels with custom gradients start their loops from plain zeros, which the check would reject.
-        return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=in_specs[0], check_vma=False)(*args)
+        return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
 
     return wrapped
 

@@ -13,6 +13,7 @@ from lmx.model.config import DecoderConfig
 from lmx.model.decoder import Model
 from lmx.objectives import RouterLoss, distillation, top1_distillation
 from lmx.pipeline.stage import External, Inputs, Ref, StageContext, StageResult, Upstream, Workload, input_field
+from lmx.sharding.mesh import MeshConfig
 from lmx.stages import training as stage_training
 from lmx.stages.training import Training
 from lmx.tokenizer.protocol import Tokenizer
@@ -88,8 +89,8 @@ class Distill:
         """As `HasCheck.check`."""
         teacher = stage_training.require_language_model(upstream, "teacher")
         stage_training.check_language_model(self.student, "`student`")
-        self.training.check(self.student, upstream["teacher"])
-        self.training.check(teacher)
+        self.training.check(self.student, upstream["teacher"], ramps=True)
+        self.training.check(teacher, ramps=True)
         if teacher.vocab_size != self.student.vocab_size:
             raise ValueError(
                 f"the teacher has vocab_size={teacher.vocab_size} and the student {self.student.vocab_size}; "
@@ -97,6 +98,10 @@ class Distill:
             )
         if self.init is not None and stage_training.require_language_model(upstream, "init") != self.student:
             raise ValueError("the model of `init` has another architecture than `student`; give both the same config")
+
+    def check_mesh(self, mesh: MeshConfig) -> None:
+        """As `HasMeshCheck.check_mesh`."""
+        self.training.check_mesh(mesh)
 
     def workload(self, upstream: Upstream) -> Workload:
         """As `HasWorkload.workload`."""
@@ -121,6 +126,8 @@ class Distill:
         """As `Stage.run`."""
         spec = self._spec(inputs["teacher"].model_config(), stage_training.stage_mesh(context))
         loader, tokenizer = self.batches(inputs, context)
+        if "init" in inputs:
+            stage_training.check_same_tokenizer({"teacher": tokenizer, "init": inputs["init"].tokenizer()})
         return stage_training.fit(
             spec,
             self.training,
@@ -130,4 +137,5 @@ class Distill:
             eval_loader=stage_training.heldout(self.training, self.data, tokenizer),
             frozen=stage_training.frozen_on_mesh(inputs["teacher"], spec, "teacher"),
             init_params=stage_training.starting_from(inputs.get("init"), spec),
+            chat=inputs["init"].chat() if "init" in inputs else None,
         )

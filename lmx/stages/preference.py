@@ -100,4 +100,5 @@ class Preference:
             eval_loader=heldout,
             frozen=stage_training.frozen_on_mesh(reference, spec, "reference"),
             init_params=stage_training.starting_from(inputs["policy"], spec),
+            chat=inputs["policy"].chat(),
         )

@@ -85,6 +85,7 @@ class RewardModel:
             loader=loader,
             eval_loader=heldout,
             init_params=lambda: _with_fresh_head(inputs["source"], spec, jax.random.key(context.seed)),
+            chat=inputs["source"].chat(),
         )
 
 

@@ -76,4 +76,5 @@ class SFT:
             loader=loader,
             eval_loader=stage_training.heldout(self.training, self.data, tokenizer),
             init_params=stage_training.starting_from(inputs["source"], spec),
+            chat=inputs["source"].chat(),
         )

@@ -9,7 +9,8 @@ from lmx.tokenizer.protocol import Tokenizer, start_id
 class PromptTemplate:
     """The text around a prompt.
 
-    Prompt and response are encoded apart, so the ids before the response are the same in training and in generation.
+    Prompt and response are encoded apart, so the ids before the response are the same in training and in generation; the response
+    as text in the middle of a text, where no vocabulary puts a space in front.
 
     Attributes:
       before: text in front of the prompt.
@@ -28,7 +29,7 @@ class PromptTemplate:
 
     def response_ids(self, tokenizer: Tokenizer, response: str) -> list[int]:
         """The response and EOS: what is learned."""
-        return [*tokenizer.encode(self.lead + response), tokenizer.eos_id]
+        return [*tokenizer.encode_parts([self.before + self.after, self.lead + response])[-1], tokenizer.eos_id]
 
     def response_text(self, tokenizer: Tokenizer, ids: list[int]) -> str:
         """Text of a generated response: ids up to the first EOS, without the lead."""

@@ -1,4 +1,4 @@
-"""SentencePiece: trained from an iterator of texts, lossless, deterministic.
+"""SentencePiece: models of any origin, and training from an iterator of texts, lossless and deterministic.
 
 Reference: Kudo and Richardson (2018), arXiv:1808.06226; byte fallback and split digits as in Llama, Touvron et al. (2023),
 arXiv:2302.13971, section 2.1.
@@ -13,15 +13,20 @@ import json
 import random
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import sentencepiece
 
+from lmx.tokenizer import sentencepiece_model
+from lmx.tokenizer.kind_file import KIND_FILE, checked_fields, checked_file, checked_specials, write_kind
+from lmx.tokenizer.roles import Roles
+from lmx.tokenizer.sentencepiece_model import PieceType
+from lmx.tokenizer.text import check_ids, check_text, flat, runs, special_pattern, split_specials
+
 # SentencePiece writes a space as this character, so as a character of the text it is encoded by its three bytes.
 SPACE_SYMBOL = "\u2581"
-SURROGATE = re.compile("[\ud800-\udfff]")
 ASCII = string.ascii_letters + string.digits + string.punctuation
 MIN_VOCAB_SIZE = 4 + 256 + 1 + len(ASCII)
 MODEL_FILE = "tokenizer.model"
@@ -61,18 +66,55 @@ class SentencePieceTraining:
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A trained model; `decode(encode(text)) == text` for every text that UTF-8 can hold.
+    """A SentencePiece model of any origin: ids and text are the library's own, but no text becomes a special.
+
+    With the models that `train` makes, `decode(encode(text)) == text` for every text that UTF-8 can hold.
 
     Attributes:
-      model: the serialised SentencePiece model, with identity normalisation and byte fallback.
+      model: the bytes of the model file.
+      lossless: spell U+2581 in a text by its bytes; SentencePiece itself reads it as a space. For models with byte fallback.
+      specials: text and id of the specials beside the model's control pieces: user-defined pieces (Gemma's turn tokens), and
+        tokens that were added behind the model's vocabulary.
+      roles: ids of BOS, EOS and padding; None = as the model says.
     """
 
     kind: ClassVar[str] = "sentencepiece"
+    streaming_style: ClassVar[str | None] = "pieces"
     model: bytes = dataclasses.field(repr=False)
+    lossless: bool = True
+    specials: tuple[tuple[str, int], ...] = ()
+    roles: Roles | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @functools.cached_property
+    def parsed(self) -> sentencepiece_model.Model:
+        """What stands in the model file."""
+        return sentencepiece_model.parse(self.model)
+
+    @functools.cached_property
+    def _special_by_text(self) -> dict[str, int]:
+        control = {piece.text: index for index, piece in enumerate(self.parsed.pieces) if piece.type == PieceType.CONTROL}
+        return control | dict(self.specials)
+
+    @functools.cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return special_pattern(self._special_by_text)
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        own = frozenset(index for _, index in self.specials if index < len(self.parsed.pieces))
+        return _processor(sentencepiece_model.rewritten(self.model, control=own) if own else self.model)
+
+    @functools.cached_property
+    def _prefix_free(self) -> sentencepiece.SentencePieceProcessor:
+        if not self.parsed.add_dummy_prefix:
+            return self._processor
+        return _processor(sentencepiece_model.rewritten(self.model, control=self.special_ids, prefix_free=True))
 
     @functools.cached_property
     def _space_symbol_ids(self) -> list[int]:
@@ -80,30 +122,51 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """Number of pieces."""
-        return self._processor.vocab_size()
+        """Number of pieces and added tokens."""
+        return max([self._processor.vocab_size(), *(index + 1 for _, index in self.specials)])
 
     @functools.cached_property
     def bos_id(self) -> int | None:
         """Id of `<s>`, None in a model without one."""
+        if self.roles is not None:
+            return self.roles.bos_id
         index = self._processor.bos_id()
         return None if index < 0 else index
 
     @functools.cached_property
     def eos_id(self) -> int:
         """Id of `</s>`."""
-        return self._processor.eos_id()
+        return self._processor.eos_id() if self.roles is None else self.roles.eos_id
 
     @functools.cached_property
     def pad_id(self) -> int:
         """Id of `<pad>`; in a model without one, EOS, which is masked where it pads."""
+        if self.roles is not None:
+            return self.roles.pad_id
         index = self._processor.pad_id()
         return self.eos_id if index < 0 else index
 
     @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Control pieces, and the specials given beside them."""
+        return frozenset(self._special_by_text.values())
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of the model."""
-        return hashlib.sha256(self.model).hexdigest()
+        """Digest of the model, and of what else encoding depends on where that is not the default."""
+        digest = hashlib.sha256(self.model)
+        if fields := self._fields():
+            digest.update(json.dumps(fields, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _fields(self) -> dict[str, Any]:
+        """The fields beside the model that are not at their defaults, as JSON holds them."""
+        fields: dict[str, Any] = {} if self.lossless else {"lossless": False}
+        if self.specials:
+            fields["specials"] = [list(pair) for pair in self.specials]
+        if self.roles is not None:
+            fields["roles"] = dataclasses.asdict(self.roles)
+        return fields
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without specials.
@@ -111,49 +174,97 @@ class SentencePieceTokenizer:
         Raises:
           ValueError: the text holds a lone surrogate, which is no character.
         """
-        try:
-            first, *others = text.split(SPACE_SYMBOL)
-            ids = self._processor.encode(first)
-            for part in others:
-                ids.extend((*self._space_symbol_ids, *self._processor.encode(part)))
-            return ids
-        except (RuntimeError, UnicodeEncodeError) as error:  # which of them depends on SentencePiece's version
-            if surrogate := SURROGATE.search(text):
-                place = f"{surrogate[0]!r} at character {surrogate.start()}"
-                raise ValueError(f"text has the lone surrogate {place}; UTF-8 cannot hold it") from error
-            raise
+        return self._encode(text, self._processor)
+
+    def _encode(self, text: str, processor: sentencepiece.SentencePieceProcessor) -> list[int]:
+        check_text(text)
+        if not self.lossless:
+            return processor.encode(text)
+        first, *others = text.split(SPACE_SYMBOL)
+        ids = processor.encode(first)
+        for part in others:
+            ids.extend((*self._space_symbol_ids, *processor.encode(part)))
+        return ids
+
+    def encode_with_specials(self, text: str) -> list[int]:
+        """Ids of `text` in which the spelling of a special becomes that special."""
+        check_text(text)
+        return flat(self.encode_parts(split_specials(text, self._special_by_text, self._special_pattern)))
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[list[int]]:
+        """Ids of each of several texts and special ids in a row.
+
+        A model's dummy prefix stands at the start and behind every special, as in Hugging Face's files of Llama 2, but not behind
+        another text: there it would be a space that nobody wrote.
+        """
+        ids: list[list[int]] = []
+        for part, before in runs(parts):
+            if isinstance(part, str):
+                ids.append(self._encode(part, self._prefix_free if before == "text" else self._processor))
+            else:
+                ids.append([part])
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; specials are dropped."""
-        return self._processor.decode([int(index) for index in ids])
+        kept = [int(index) for index in ids if index not in self.special_ids]
+        check_ids(kept, self._processor.vocab_size())
+        return self._processor.decode(kept)
 
     def id_to_piece(self, index: int) -> str:
         """The piece as SentencePiece writes it, a space being U+2581."""
-        return self._processor.id_to_piece(int(index))
+        index = int(index)
+        if index < len(self.parsed.pieces):
+            return self.parsed.pieces[index].text
+        return next((text for text, special in self.specials if special == index), f"<unused {index}>")
+
+    def token_bytes(self, index: int) -> bytes | None:
+        """Bytes of a piece in the middle of a text, where a leading U+2581 is a space."""
+        if index in self.special_ids or not 0 <= index < len(self.parsed.pieces):
+            return None
+        piece = self.parsed.pieces[index]
+        if piece.type == PieceType.BYTE:
+            return bytes((int(piece.text[3:5], 16),))
+        if piece.type == PieceType.UNKNOWN:
+            return self.parsed.unknown_surface.encode()
+        return piece.text.replace(SPACE_SYMBOL, " ").encode()
 
     def save(self, directory: Path) -> None:
-        """Writes the model, then `tokenizer.json` with its digest."""
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / MODEL_FILE).write_bytes(self.model)
-        (directory / "tokenizer.json").write_text(json.dumps({"kind": self.kind, "sha256": self.fingerprint}) + "\n")
+        """Writes the model, then `kind.json` with its digest."""
+        write_kind(directory, self.kind, {MODEL_FILE: self.model}, self._fields())
 
     @classmethod
-    def load(cls, directory: Path) -> "SentencePieceTokenizer":
+    def load(cls, directory: Path, description: dict[str, Any]) -> "SentencePieceTokenizer":
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: the model is missing or not the one that was saved.
+          ValueError: the model is missing or not the one that was saved, or a field is damaged.
         """
-        path = directory / MODEL_FILE
-        if not path.is_file():
-            raise ValueError(f"{directory} has no {MODEL_FILE}, so its SentencePiece tokenizer is incomplete")
-        tokenizer = cls(path.read_bytes())
-        expected = json.loads((directory / "tokenizer.json").read_text()).get("sha256", "")
-        if tokenizer.fingerprint != expected:
-            raise ValueError(
-                f"{path} is damaged: {len(tokenizer.model)} bytes with digest {tokenizer.fingerprint[:12]}, not {expected[:12]}"
-            )
+        model = checked_file(directory, MODEL_FILE, description)
+        given = {"lossless": True, "specials": [], "roles": None} | description
+        fields = checked_fields(directory, given, {"lossless": bool, "specials": list})
+        roles = given["roles"] if given["roles"] is None else Roles.from_json(given["roles"], f"{directory / KIND_FILE}")
+        tokenizer = cls(model, fields["lossless"], checked_specials(directory, fields["specials"]), roles)
+        tokenizer.check()
         return tokenizer
+
+    def check(self) -> None:
+        """Refuses a model that cannot work.
+
+        Raises:
+          ValueError: the file is damaged, the roles are outside the vocabulary, or there is no end-of-text id.
+        """
+        for text, index in self.specials:
+            if index < len(self.parsed.pieces) and self.parsed.pieces[index].text != text:
+                raise ValueError(f"special {text!r} has id {index}, which is {self.parsed.pieces[index].text!r} in the model")
+        Roles(bos_id=self.bos_id, eos_id=self.eos_id, pad_id=self.pad_id).check(self.vocab_size)
+
+
+def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"SentencePiece cannot load the model ({len(model)} bytes): {error}") from error
 
 
 def train(config: SentencePieceTraining, texts: Iterable[str]) -> SentencePieceTokenizer:

@@ -1,13 +1,17 @@
-"""Reading a saved tokenizer: `tokenizer.json` says of which kind it is."""
+"""Reading a saved tokenizer: `kind.json` says of which kind it is."""
 
-import json
 from pathlib import Path
 
 from lmx.tokenizer.bytes import ByteTokenizer
+from lmx.tokenizer.huggingface import HuggingFaceTokenizer
+from lmx.tokenizer.kind_file import KIND_FILE, read_kind
 from lmx.tokenizer.protocol import Tokenizer
 from lmx.tokenizer.sentencepiece import SentencePieceTokenizer
+from lmx.tokenizer.tiktoken import TiktokenTokenizer
 
-KINDS = {kind.kind: kind for kind in (ByteTokenizer, SentencePieceTokenizer)}
+KINDS: dict[str, type[ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer | TiktokenTokenizer]] = {
+    kind.kind: kind for kind in (ByteTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, TiktokenTokenizer)
+}
 
 
 def load(directory: str | Path) -> Tokenizer:
@@ -17,13 +21,9 @@ def load(directory: str | Path) -> Tokenizer:
       FileNotFoundError: no tokenizer there.
       ValueError: a file there is damaged, or the kind is unknown.
     """
-    path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer in {directory}: {path.name} is missing")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is damaged: expected {{"kind": ...}} ({error})') from error
+    path = Path(directory)
+    description = read_kind(path)
+    kind = description["kind"]
     if kind not in KINDS:
-        raise ValueError(f"{path} names the tokenizer kind {kind!r}; this version knows {', '.join(sorted(KINDS))}")
-    return KINDS[kind].load(Path(directory))
+        raise ValueError(f"{path / KIND_FILE} names the tokenizer kind {kind!r}; this version knows {', '.join(sorted(KINDS))}")
+    return KINDS[kind].load(path, description)

@@ -74,7 +74,8 @@ class RunContext:
       name: what log lines call the run, for instance "stage sft".
       resume_hint: what to do after an interruption; the end of a sentence.
       learning_rate: (updates made so far) -> learning rate of the next, for the metrics only.
-      flops_per_token: of a whole step, forward and backward, frozen models included; for the MFU.
+      flops_per_token: of a whole step, forward and backward, frozen models included, or a function of the length T that gives
+        it; for the MFU.
       tensorboard: also write TensorBoard events.
     """
 
@@ -82,5 +83,5 @@ class RunContext:
     name: str = "train"
     resume_hint: str = "run the same command again to go on from there"
     learning_rate: Callable[[int], float] | None = None
-    flops_per_token: float | None = None
+    flops_per_token: float | Callable[[int], float] | None = None
     tensorboard: bool = True

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lmx.core.types import Array, Precision
-from lmx.kernels.attention.api import AttentionFn, attention
+from lmx.kernels.attention.api import AttentionFn, attention, attention_with_lse
 from lmx.model.execution import Execution
 from lmx.model.experts import ExpertsFn, dropless_experts
 from lmx.sharding import place
@@ -25,6 +25,7 @@ def build_execution(
     precision: Precision = Precision(),  # noqa: B008  frozen
     remat: str | None = None,
     attention_kernel: AttentionFn = attention,
+    attention_with_lse_kernel: AttentionFn = attention_with_lse,
     experts_kernel: ExpertsFn = dropless_experts,
 ) -> Execution:
     """What `build_model` needs to run a decoder on a mesh; on a single device the kernels are left as they are.
@@ -35,28 +36,31 @@ def build_execution(
       precision: dtypes of parameters and activations.
       remat: rematerialisation policy, None = keep every activation.
       attention_kernel: attention of one device.
+      attention_with_lse_kernel: attention of one device that returns its log-sum-exp too.
       experts_kernel: mixture of experts of one device.
     """
     if mesh.size > 1:
         attention_kernel = sharded_attention(attention_kernel, mesh, rules)
+        attention_with_lse_kernel = sharded_attention(attention_with_lse_kernel, mesh, rules, output_ranks=(4, 3))
         experts_kernel = sharded_experts(experts_kernel, mesh, rules)
     return Execution(
         precision=precision,
         remat=remat,
         attention=attention_kernel,
+        attention_with_lse=attention_with_lse_kernel,
         experts=experts_kernel,
         constrain=place.constrain(mesh, rules),
     )
 
 
-def sharded_attention(kernel: AttentionFn, mesh: Mesh, rules: Rules) -> AttentionFn:
-    """Attention with the batch split by "batch" and query heads by "activation_heads".
+def sharded_attention(kernel: AttentionFn, mesh: Mesh, rules: Rules, output_ranks: tuple[int, ...] | None = None) -> AttentionFn:
+    """Attention with the batch split by "batch" and query heads by "activation_heads"; `output_ranks` as in `shard_by_axes`.
 
     KV heads go with their query heads where they divide; else every device holds all and picks those that its queries read.
     """
     head_axes = rules.mesh_axes("activation_heads")
 
-    def sharded(q: Array, k: Array, v: Array, **options: Any) -> Array:
+    def sharded(q: Array, k: Array, v: Array, **options: Any) -> Any:
         arrays = {
             name: value for name, value in options.items() if name.endswith(("positions", "segment_ids")) and value is not None
         }
@@ -66,7 +70,7 @@ def sharded_attention(kernel: AttentionFn, mesh: Mesh, rules: Rules) -> Attentio
         split_kv = kv_heads % shards == 0
         select_kv = q_heads % shards == 0 and not split_kv
 
-        def shard(q: Array, k: Array, v: Array, arrays: dict[str, Array]) -> Array:
+        def shard(q: Array, k: Array, v: Array, arrays: dict[str, Array]) -> Any:
             if select_kv:
                 first = jax.lax.axis_index(head_axes) * q.shape[2]
                 k, v = (_kv_heads_read(x, first, q.shape[2], q_heads // kv_heads) for x in (k, v))
@@ -74,7 +78,7 @@ def sharded_attention(kernel: AttentionFn, mesh: Mesh, rules: Rules) -> Attentio
 
         kv_axes = _QUERIES if split_kv else (*_TOKENS, None, None)
         inputs = (_QUERIES, kv_axes, kv_axes, dict.fromkeys(arrays, _TOKENS))
-        return shard_by_axes(shard, mesh, rules, inputs)(q, k, v, arrays)
+        return shard_by_axes(shard, mesh, rules, inputs, output_ranks)(q, k, v, arrays)
 
     return sharded
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 from etils import epath
@@ -81,6 +81,17 @@ def better(best: Best | None, value: float, mode: Literal["min", "max"]) -> bool
     if best is None:
         return True
     return value < best.value if mode == "min" else value > best.value
+
+
+class Gate(Protocol):
+    """A condition on the parameters that ends a run early."""
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks; the last step is one too."""
+
+    def __call__(self, params: Params) -> tuple[dict[str, float], bool]:
+        """Figures for the metrics, and whether the run may end here."""
 
 
 class Profiler:

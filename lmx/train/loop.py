@@ -4,28 +4,32 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
+from lmx import merging
 from lmx.checkpoint.checkpointer import Checkpointer, Restored, Retention
-from lmx.core import logging, storage
+from lmx.core import storage
 from lmx.core.errors import DiskFullError, RunError
 from lmx.core.logging import logger
-from lmx.core.types import Array, Params
+from lmx.core.types import Array, Params, PyTree
+from lmx.data.ramp import Ramp
 from lmx.train import nonfinite
 from lmx.train.config import LoopConfig, RunContext
 from lmx.train.feed import DataExhaustedError, Feed, Loader, place_batch
-from lmx.train.hooks import Best, Evaluator, Profiler, better
+from lmx.train.hooks import Best, Evaluator, Gate, Profiler, better
 from lmx.train.interruption import Interrupted, Interruption, watch
 from lmx.train.metrics import Meter
 from lmx.train.nonfinite import NonFiniteError
+from lmx.train.shapes import Shapes
 from lmx.train.spec import TrainSpec
-from lmx.train.state import TrainState, abstract_state, init_state, place_frozen, state_from_params
-from lmx.train.step import build_eval_step, build_step
+from lmx.train.state import TrainState, abstract_state, init_state, place_frozen, state_from_params, with_opt_state
+from lmx.train.step import build_eval_step
 from lmx.train.throughput import Stopwatch, peak_flops
+from lmx.train.writers import open_writers
 
 __all__ = ["Best", "Interrupted", "LoopConfig", "LoopResult", "NonFiniteError", "RunContext", "train"]
 
@@ -35,12 +39,14 @@ class LoopResult:
     """What a finished run leaves.
 
     Attributes:
-      params: of the last step, or of the best one with `LoopConfig.return_best`; on the devices.
+      params: of the last step, or of the best one with `LoopConfig.return_best`, or averaged; on the devices.
       step: the last step.
       tokens: valid tokens trained on, all processes and restarts together.
       skipped: steps whose loss or gradient was not finite.
       metrics: the last value of each metric: "train/...", "eval/..." and, different in every run, "time/...".
       best: the best value of `LoopConfig.best_metric`, or None.
+      opt_state: the optimizer's state after the last step, on the devices.
+      opened: whether the run's gate let it end.
     """
 
     params: Params
@@ -49,6 +55,8 @@ class LoopResult:
     skipped: int
     metrics: dict[str, float]
     best: Best | None
+    opt_state: PyTree
+    opened: bool = False
 
 
 def train(
@@ -61,6 +69,10 @@ def train(
     frozen: Mapping[str, Params] | None = None,
     init_params: Callable[[], Params] | None = None,
     eval_loader: Loader | None = None,
+    ramp: Ramp | None = None,
+    init_opt_state: Callable[[], PyTree] | None = None,
+    average_steps: Sequence[int] = (),
+    gate: Gate | None = None,
 ) -> LoopResult:
     """Trains to `config.steps`, going on from the newest intact checkpoint in the run's directory if there is one.
 
@@ -77,6 +89,13 @@ def train(
       frozen: parameters of `spec.frozen_models`, by name.
       init_params: gives the parameters to start from, and is called only if there is no checkpoint; None = initialise from `key`.
       eval_loader: held-out batches, read anew from where it stands now at each evaluation.
+      ramp: shapes of the batches by number of steps, which `loader` must give; None = always those of `spec`. The state goes on
+        through a change of shape, and a step is compiled once for each.
+      init_opt_state: gives the optimizer state to start from, for instance that of an earlier run; called only if there is no
+        checkpoint; None = fresh.
+      average_steps: return the mean of the parameters of the checkpoints at these steps, which the retention must have kept. (An
+        average in the optimizer's state, see `lmx.merging.averaging`, is returned unasked.)
+      gate: asked every `gate.every` steps whether the run may end before its last step.
 
     Returns:
       LoopResult; at once if the run had been finished before.
@@ -103,19 +122,23 @@ def train(
                 f"{run.name}: {checkpointer.directory} has a checkpoint at step {restored.step}, beyond loop.steps={config.steps}; "
                 "raise loop.steps or use another directory"
             )
-        state = restored.state if restored is not None else _initial(spec, key, init_params)
+        state = restored.state if restored is not None else _initial(spec, key, init_params, init_opt_state)
         if restored is not None:
             loader.set_state(restored.loader)
         loop = _Loop(spec, config, run, place_frozen(spec, frozen or {}), checkpointer, state, restored)
-        if loop.step < config.steps:
+        loop.shapes, loop.gate = Shapes(spec, ramp), gate
+        if loop.step < config.steps and not loop.opened:
             loop.run(loader, eval_loader, stack)
         else:
             logger.info("%s: already finished at step %d", run.name, loop.step)
-        return loop.result()
+        return loop.result(average_steps)
 
 
 class _Loop:
     """The host's side of one run: the state's handle, the numbers that belong to it, and where they go."""
+
+    shapes: Shapes
+    gate: Gate | None
 
     def __init__(
         self,
@@ -136,6 +159,7 @@ class _Loop:
         self.meter = Meter(max_in_flight=config.max_in_flight, record=extras["meter"])
         self.metrics: dict[str, float] = extras["metrics"]
         self.best = Best(**extras["best"]) if extras["best"] is not None else None
+        self.opened: bool = extras.get("opened", False)
         self.skips = config.nonfinite == "skip" or nonfinite.optimizer_skips(state.opt_state)
 
     def run(self, loader: Loader, eval_loader: Loader | None, stack: contextlib.ExitStack) -> None:
@@ -144,40 +168,67 @@ class _Loop:
         interruption = stack.enter_context(watch())
         self.evaluator = None
         if eval_loader is not None and config.eval_every is not None:
-            eval_step = build_eval_step(self.spec)
+            eval_step = build_eval_step(self.shapes.spec(config.steps))
             self.evaluator = Evaluator(
                 eval_step, self.frozen, eval_loader, place=place, batches=config.eval_batches, max_in_flight=config.max_in_flight
             )
-        self.writers, self.progress = _open_writers(self.workdir, self.context, config.steps, self.saved_step)
+        self.writers, self.progress = open_writers(self.workdir, self.context, config.steps, self.saved_step)
         stack.enter_context(self.writers)
         peak = config.peak_flops or peak_flops(self.spec.mesh.devices.flat[0])
         self.stopwatch = Stopwatch(
             step=self.step,
             tokens=self.meter.tokens,
-            flops_per_token=self.context.flops_per_token,
+            flops_per_token=self._flops_per_token(),
             peak=peak and peak * self.spec.mesh.devices.size,
         )
-        self.step_fn = build_step(self.spec)
         profile = Profiler(self.workdir / "profile", first_step=self.step, steps=config.profile_steps)
         self.profiler = stack.enter_context(profile)
         self.feed = stack.enter_context(Feed(loader, place, depth=config.prefetch))
         logger.info("%s", self._announcement())
         if self.evaluator is not None and config.eval_first and self.saved_step is None:
             self._evaluate()
-        while self.step < config.steps:
+        while self.step < config.steps and not self.opened:
             self._advance()
             self._between_steps(interruption)
         self.checkpointer.wait()
 
-    def result(self) -> LoopResult:
+    def result(self, average_steps: Sequence[int]) -> LoopResult:
         """What `train` returns."""
-        params = self.state.params
+        params = self._averaged()
+        if average_steps:
+            params = merging.mean(self._saved_params(average_steps))
+            logger.info("%s: mean of the parameters of steps %s", self.name, ", ".join(map(str, average_steps)))
+        if params is None:
+            params = self.state.params
         if self.config.return_best and self.best is not None and self.best.step != self.step:
             params = self.checkpointer.restore(self.best.step, abstract_state(self.spec)).state.params
             logger.info(
                 "%s: parameters of the best step, %d (%s %.6g)", self.name, self.best.step, self.config.best_metric, self.best.value
             )
-        return LoopResult(params, self.step, self.meter.tokens, self.meter.skipped, self.metrics, self.best)
+        counts = self.meter.tokens, self.meter.skipped
+        return LoopResult(params, self.step, *counts, self.metrics, self.best, self.state.opt_state, self.opened)
+
+    def _averaged(self) -> Params | None:
+        """The parameters averaged in the optimizer's state so far, None when there are none."""
+        average = merging.find_average(self.state.opt_state)
+        if average is None or not int(average.taken):
+            return None
+        return jax.tree.map(lambda mean, own: mean.astype(own.dtype), average.mean, self.state.params)
+
+    def _saved_params(self, steps: Sequence[int]) -> Iterator[Params]:
+        """The parameters of some checkpoints, one after the other."""
+        missing = sorted(set(steps).difference(self.checkpointer.steps()))
+        if missing:
+            raise RunError(
+                f"{self.name}: the checkpoints of steps {', '.join(map(str, missing))}, to be averaged, are not in "
+                f"{self.checkpointer.directory}; average steps that loop.keep_every keeps"
+            )
+        for step in steps:
+            yield self.checkpointer.restore(step, abstract_state(self.spec)).state.params
+
+    def _flops_per_token(self) -> float | None:
+        flops = self.context.flops_per_token
+        return flops(self.shapes.length(self.step)) if callable(flops) else flops
 
     def _advance(self) -> None:
         """Dispatches one step."""
@@ -188,14 +239,18 @@ class _Loop:
                 f"{self.name}: the training data ended after step {self.step} of {self.config.steps}; lower loop.steps or repeat "
                 "the data"
             ) from None
-        started = time.perf_counter()
-        self.state, metrics = self.step_fn(self.state, self.frozen, fed.batch)
+        first, flops_per_token, started = self.step == self.first_step, self._flops_per_token(), time.perf_counter()
+        changes = not first and self.shapes.changes(self.step)
+        if changes:
+            logger.info("%s: from step %d on %s", self.name, self.step + 1, self.shapes.describe(self.step))
+        self.state, metrics = self.shapes.step_fn(self.step)(self.state, self.frozen, fed.batch)
         self.step += 1
         self.meter.push(self.step, fed.before, metrics)
-        if self.step == self.first_step + 1:
+        if first or changes:
             self._fetch()
-            logger.info("%s: first step done after %.1f s, compilation included", self.name, time.perf_counter() - started)
-            self.stopwatch.restart(self.step, self.meter.tokens)
+            which = "first step" if first else "first step of the new shape"
+            logger.info("%s: %s done after %.1f s, compilation included", self.name, which, time.perf_counter() - started)
+            self.stopwatch.restart(self.step, self.meter.tokens, flops_per_token)
         self.profiler.after_step(self.step, self.state)
         if self.progress is not None:
             self.progress.advance(self.step)
@@ -208,10 +263,14 @@ class _Loop:
             self._log()
         if self.evaluator is not None and self._due(config.eval_every):
             improved = self._evaluate()
+        if self.gate is not None and self._due(self.gate.every):
+            self._ask(self.gate)
+            if self.opened and not logs:
+                self._log()
         stops = interruption.agreed(may_wait=logs)
         if stops:
             logger.info("%s: %s received, saving step %d and leaving", self.name, interruption.name, self.step)
-        if stops or improved or self.step == config.steps or self._due(config.checkpoint_every):
+        if stops or improved or self.opened or self.step == config.steps or self._due(config.checkpoint_every):
             self._save()
         if stops:
             self.checkpointer.wait()
@@ -256,6 +315,9 @@ class _Loop:
         started = time.perf_counter()
         with self.stopwatch.pause():
             values = self.evaluator(self.state.params)
+            if (averaged := self._averaged()) is not None:
+                of_average = self.evaluator(averaged)
+                values |= {name.replace("eval/", "eval_average/", 1): value for name, value in of_average.items()}
         self._write({**values, "time/eval_seconds": time.perf_counter() - started})
         metric = self.config.best_metric
         if metric is None or self.step == 0:
@@ -266,6 +328,13 @@ class _Loop:
             return False
         self.best = Best(self.step, values[metric])
         return True
+
+    def _ask(self, gate: Gate) -> None:
+        """Looks whether the run may end here."""
+        self._fetch()
+        with self.stopwatch.pause():
+            values, self.opened = gate(self.state.params)
+        self._write(values)
 
     def _write(self, values: dict[str, float]) -> None:
         self.metrics = {**self.metrics, **values}
@@ -281,6 +350,7 @@ class _Loop:
             "meter": self.meter.record(),
             "metrics": self.metrics,
             "best": dataclasses.asdict(self.best) if self.best is not None else None,
+            **({"opened": True} if self.opened else {}),
         }
         best_step = self.best.step if self.best is not None else None
         self.checkpointer.save(self.step, self.state, loader=json.loads(self.feed.position), extras=extras, best_step=best_step)
@@ -289,30 +359,21 @@ class _Loop:
     def _announcement(self) -> str:
         """What comes next, in one line."""
         config, step = self.config, self.step
-        rows, length = jax.tree_util.tree_leaves(self.spec.batch_spec)[0].shape[:2]
-        parts = [f"{self.name}: steps {step + 1} to {config.steps} of {rows} x {length} tokens", f"log every {config.log_every}"]
+        parts = [
+            f"{self.name}: steps {step + 1} to {config.steps} of {self.shapes.describe(step)}",
+            f"log every {config.log_every}",
+        ]
         if config.eval_every is not None:
             parts.append(f"next evaluation at step {_next(step, config.eval_every, config.steps)}")
         parts.append(f"next checkpoint at step {_next(step, config.checkpoint_every or config.steps, config.steps)}")
         return ", ".join(parts)
 
 
-def _initial(spec: TrainSpec, key: Array, init_params: Callable[[], Params] | None) -> TrainState:
-    return init_state(spec, key) if init_params is None else state_from_params(spec, init_params(), key)
-
-
-def _open_writers(
-    workdir: epath.Path, run: RunContext, steps: int, saved_step: int | None
-) -> tuple[logging.Writers, logging.ProgressWriter | None]:
-    """The metric writers, cut back to the restored step; on all processes but the first they write nothing."""
-    if jax.process_index() != 0:
-        return logging.Writers(), None
-    resume_step = saved_step if saved_step is not None else -1
-    progress = logging.ProgressWriter(name=run.name, total=steps, initial=max(resume_step, 0))
-    writers: list[logging.MetricWriter] = [logging.JsonLinesWriter(workdir / "metrics.jsonl", resume_step=resume_step)]
-    if run.tensorboard:
-        writers.append(logging.TensorBoardWriter(workdir / "tensorboard", resume_step=resume_step))
-    return logging.Writers(*writers, progress), progress
+def _initial(
+    spec: TrainSpec, key: Array, init_params: Callable[[], Params] | None, init_opt_state: Callable[[], PyTree] | None
+) -> TrainState:
+    state = init_state(spec, key) if init_params is None else state_from_params(spec, init_params(), key)
+    return state if init_opt_state is None else with_opt_state(spec, state, init_opt_state())
 
 
 def _next(step: int, every: int, last: int) -> int:

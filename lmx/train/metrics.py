@@ -34,7 +34,8 @@ class Meter:
     """Adds up the metrics of the steps, one by one, in float64 on the host.
 
     The sums are sequential, so they are the same to the last bit whether or not a checkpoint and a restart came in between.
-    A step that was not finite counts in `skipped` and in nothing else. Values stay on the device until `fetch`.
+    A step that was skipped, not being finite or with too large a gradient, counts in `skipped` and in nothing else. Values stay on
+    the device until `fetch`.
     """
 
     def __init__(self, *, max_in_flight: int, record: Mapping[str, Any] | None = None) -> None:
@@ -93,6 +94,9 @@ class Meter:
             self.skipped += 1
             if self.bad is None:
                 self.bad = BadStep(step, loader, {name: mean(*sums) for name, sums in metrics.items()})
+            return
+        if metrics.get("skipped", (0.0, 0.0))[0]:
+            self.skipped += 1
             return
         for name, (total, weight) in metrics.items():
             if name not in _COUNTED:

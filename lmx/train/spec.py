@@ -28,6 +28,8 @@ class TrainSpec:
       precision: dtypes of parameters and activations.
       microbatches: gradient accumulation; must divide B.
       clip_norm: global-norm clip of the gradient, None = off.
+      drop_norm: a step whose gradient has this global norm or more, before clipping, is skipped and counted like one that is not
+        finite, but never stops the run; None = off.
     """
 
     model: Model
@@ -40,6 +42,7 @@ class TrainSpec:
     frozen_models: Mapping[str, Model] = dataclasses.field(default_factory=dict)
     microbatches: int = 1
     clip_norm: float | None = 1.0
+    drop_norm: float | None = None
 
     def __post_init__(self) -> None:
         rows = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch_spec)}
@@ -54,3 +57,5 @@ class TrainSpec:
             )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm={self.clip_norm} must be positive, or None for no clipping")
+        if self.drop_norm is not None and self.drop_norm <= 0:
+            raise ValueError(f"drop_norm={self.drop_norm} must be positive, or None to drop no step")

@@ -92,6 +92,17 @@ def state_from_params(spec: TrainSpec, params: Params, key: Array) -> TrainState
     return jax.jit(lambda params, key: _fresh(spec, params, key), out_shardings=shardings)(placed, run_key)
 
 
+def with_opt_state(spec: TrainSpec, state: TrainState, opt_state: PyTree) -> TrainState:
+    """The state with another optimizer state, which is copied and placed as the spec has it.
+
+    Raises:
+      ValueError: it is of another optimizer or model; the first leaf that differs is named.
+    """
+    _check_params(opt_state, _shapes(spec).opt_state, what="the optimizer state is of another optimizer or model")
+    placed = jax.device_put(opt_state, state_shardings(spec).opt_state)
+    return dataclasses.replace(state, opt_state=jax.tree.map(jnp.copy, placed))
+
+
 def place_frozen(spec: TrainSpec, frozen: Mapping[str, Params]) -> dict[str, Params]:
     """Puts the frozen models' parameters where the step expects them; arrays that are there already are not copied.
 
@@ -125,8 +136,8 @@ def _place_params(params: Params, abstract: PyTree, shardings: PyTree) -> Params
     return jax.device_put(cast, shardings)
 
 
-def _check_params(params: Params, abstract: PyTree) -> None:
-    """Raises a ValueError that names the first parameter whose shape is not the model's."""
+def _check_params(params: Params, abstract: PyTree, what: str = "the parameters are of another architecture") -> None:
+    """Raises a ValueError that names the first leaf whose shape is not the one expected."""
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -136,8 +147,7 @@ def _check_params(params: Params, abstract: PyTree) -> None:
     for name in sorted(given.keys() | expected.keys()):
         if given.get(name) != expected.get(name):
             raise ValueError(
-                f"the parameters are of another architecture: {name} is {given.get(name, 'missing')}, "
-                f"where the model has {expected.get(name, 'no such parameter')}"
+                f"{what}: {name} is {given.get(name, 'missing')}, where the model has {expected.get(name, 'no such parameter')}"
             )
 
 

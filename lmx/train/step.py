@@ -23,7 +23,8 @@ def build_step(spec: TrainSpec) -> Callable[[TrainState, Mapping[str, Params], P
     into microbatches: the result doesn't depend on their number, however uneven the masks. (Terms that are themselves products of
     means, as the router's, are defined per microbatch.) Microbatch i takes rows i, i + n, i + 2n, ..., an even share of each
     device's.
-    If loss or gradient norm is not finite, parameters and optimizer state stay as they are and `skipped` goes up.
+    If loss or gradient norm is not finite, or the norm reaches `spec.drop_norm`, parameters and optimizer state stay as they are
+    and `skipped` goes up.
 
     Metrics: the objective's own, and "loss", "grad_norm" (before clipping), "skipped" (1 if this step was) and "tokens" (with a
     segment), each of weight 1.
@@ -54,14 +55,16 @@ def _train_step(spec: TrainSpec, state: TrainState, frozen: Mapping[str, Params]
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     loss, metrics, grads = _gradients(spec, state.params, frozen, batch, key)
     grad_norm = optax.global_norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    applies = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if spec.drop_norm is not None:
+        applies &= grad_norm < spec.drop_norm
     if spec.clip_norm is not None:
         scale = spec.clip_norm / jnp.maximum(grad_norm, spec.clip_norm)
         grads = jax.tree.map(lambda g: g * scale, grads)
     updates, opt_state = build_optimizer(spec).update(grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
-    params, opt_state = jax.tree.map(partial(jnp.where, finite), (params, opt_state), (state.params, state.opt_state))
-    skipped = (~finite).astype(jnp.int32)
+    params, opt_state = jax.tree.map(partial(jnp.where, applies), (params, opt_state), (state.params, state.opt_state))
+    skipped = (~applies).astype(jnp.int32)
     one = jnp.ones((), jnp.float32)
     metrics = {
         **metrics,

@@ -50,8 +50,9 @@ class Stopwatch:
         self._flops_per_token, self._peak = flops_per_token, peak
         self.restart(step, tokens)
 
-    def restart(self, step: int, tokens: int) -> None:
-        """Starts a lap here, for instance after the compilation of the first step."""
+    def restart(self, step: int, tokens: int, flops_per_token: float | None = None) -> None:
+        """Starts a lap here, for instance after the compilation of the first step; other FLOPs where the shape has changed."""
+        self._flops_per_token = flops_per_token if flops_per_token is not None else self._flops_per_token
         self._start, self._step, self._tokens = time.perf_counter(), step, tokens
 
     @contextmanager

@@ -2,8 +2,10 @@ import jax
 import numpy as np
 import pytest
 
+from lmx.kernels import head
 from lmx.losses import divergence, likelihood
 from lmx.objectives import distillation, language_model, top1_distillation
+from lmx.objectives.distillation import LARGE_VOCABULARY
 
 
 @pytest.mark.parametrize("make", [lambda a: distillation(a, a, alpha=0.0), lambda a: top1_distillation(a, a, weight=0.0)])
@@ -62,3 +64,24 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(apply, make_
 def test_a_share_above_one_is_refused(apply):
     with pytest.raises(ValueError, match="alpha=1.5"):
         distillation(apply, apply, alpha=1.5)
+
+
+def test_blocks_of_the_vocabulary_give_the_same_loss_gradient_and_metrics(apply, make_params, make_batch, loss_of):
+    params, frozen, batch = make_params(), {"teacher": make_params(1, dim=9)}, make_batch()
+    whole, blocked = (
+        jax.value_and_grad(loss_of(distillation(apply, apply, alpha=0.3, temperature=2.0, vocabulary_blocks=blocks)), has_aux=True)(
+            params, frozen, batch
+        )
+        for blocks in (False, True)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), blocked, whole)
+
+
+def test_a_large_vocabulary_is_cut_into_blocks_unasked(apply, make_params, make_batch, loss_of, monkeypatch):
+    asked = []
+    blocked = head.distillation_loss_sum
+    monkeypatch.setattr(head, "distillation_loss_sum", lambda *outputs, **options: asked.append(1) or blocked(*outputs, **options))
+    for rows in (LARGE_VOCABULARY - 1, LARGE_VOCABULARY):
+        params = make_params(rows=rows)
+        jax.eval_shape(loss_of(distillation(apply, apply)), params, {"teacher": params}, make_batch())
+    assert len(asked) == 1

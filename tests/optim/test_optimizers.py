@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from lmx.optim.optimizers import AdamW, Custom, in_float32
+from lmx.optim.layout import Layout
+from lmx.optim.optimizers import AdamW, Custom, handed_on, in_float32
+from lmx.optim.rmsprop import RMSProp
 from lmx.optim.schedules import Constant, WarmupLinear
 
 PARAMS = {"norm": {"gain": jnp.array([1.0, 2.0])}, "q": {"kernel": jnp.array([[0.5, -1.0]])}}
@@ -76,3 +78,18 @@ def test_float32_changes_nothing_of_a_float32_run_nor_its_arguments():
     plateau = optax.contrib.reduce_on_plateau(patience=1)
     _, state = in_float32(plateau).update(GRADS, in_float32(plateau).init(PARAMS), PARAMS, value=jnp.array(3.0))
     assert state.best_value == 3.0
+
+
+@pytest.mark.parametrize("make", [AdamW, RMSProp])
+def test_a_state_that_is_handed_on_keeps_mean_squares_and_starts_its_schedule_anew(make):
+    axes = {"norm": {"gain": ("embed",)}, "q": {"kernel": ("embed", None)}}
+    optimizer = make(schedule=WarmupLinear(peak=0.1, warmup_steps=2)).build(8, Layout(axes, 8))
+    _, state = run(optimizer, 3)
+    for momentum in (True, False):
+        after = handed_on(state, momentum=momentum)
+        counts = {jax.tree_util.keystr(path): int(leaf) for path, leaf in jax.tree.leaves_with_path(after) if leaf.dtype == "int32"}
+        assert sorted(counts.values())[0] == 0 and set(counts.values()) == {0, 3}
+        before, kept = ([x for x in jax.tree.leaves(s) if x.dtype == "float32"] for s in (state, after))
+        same = [bool((x == y).all()) for x, y in zip(before, kept, strict=True)]
+        assert all(same) if momentum else same.count(True) == 2 and same.count(False) == 2
+        assert jax.tree.structure(after) == jax.tree.structure(state)

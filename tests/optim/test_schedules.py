@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from lmx.optim.schedules import Constant, WarmupCosine, WarmupLinear, WarmupStableDecay
+from lmx.optim.schedules import Constant, LinearFrom, Part, WarmupCosine, WarmupLinear, WarmupStableDecay
 
 STEPS, WARMUP = 100, 10
 SCHEDULES = [
@@ -56,3 +56,27 @@ def test_a_decay_longer_than_what_is_left_is_refused():
 def test_an_end_ratio_above_one_is_refused():
     with pytest.raises(ValueError, match="end_ratio=1.5"):
         WarmupLinear(peak=1.0, warmup_steps=1, end_ratio=1.5)
+
+
+def test_a_part_of_a_schedule_is_that_stretch_of_the_whole():
+    whole = WarmupCosine(peak=8e-5, warmup_steps=7, end_ratio=0.01)
+    rates = np.concatenate([Part(schedule=whole, start=start, total=100).build(20)(np.arange(20)) for start in (0, 20, 40)])
+    np.testing.assert_array_equal(rates, whole.build(100)(np.arange(60)))
+    assert whole.build(100)(100) == pytest.approx(8e-7)
+
+
+def test_annealing_begins_at_the_rate_the_run_stopped_at_and_ends_at_exactly_zero():
+    before = Part(schedule=WarmupCosine(peak=1.0, warmup_steps=2), start=10, total=100)
+    schedule = LinearFrom(before=before, before_steps=30)
+    rates = schedule.build(8)(np.arange(9))
+    assert rates[0] == before.build(30)(30) and rates[8] == 0.0
+    np.testing.assert_allclose(np.diff(rates), -rates[0] / 8, rtol=1e-4)
+    assert schedule.peak == 1.0
+
+
+def test_a_stage_beyond_the_end_of_the_whole_schedule_is_refused():
+    part = Part(schedule=Constant(value=1.0), start=90, total=100)
+    with pytest.raises(ValueError, match="a stage of 11 steps from start=90 goes beyond the 100 steps"):
+        part.build(11)
+    with pytest.raises(ValueError, match=r"start=100 must lie in 0\.\.99"):
+        Part(schedule=Constant(value=1.0), start=100, total=100)

@@ -21,6 +21,7 @@ from lmx.model.decoder import build_model
 from lmx.pipeline import artifact as artifacts
 from lmx.pipeline.artifact import Artifact, Manifest
 from lmx.tokenizer.bytes import ByteTokenizer
+from lmx.tokenizer.chat import Chat
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -77,6 +78,17 @@ def test_load_gives_model_parameters_and_tokenizer(folder: epath.Path, config: D
     tokens = np.array([loaded.tokenizer.encode("hello")], np.int32)
     batch = LMBatch(tokens, tokens, tokens > 0, np.ones_like(tokens), np.arange(tokens.size, dtype=np.int32)[None])  # type: ignore[arg-type]
     assert bool(jnp.isfinite(loaded.model.apply(loaded.params, batch).hidden).all())
+
+
+def test_the_chat_format_comes_back_with_the_model_and_none_where_there_is_none(
+    folder: epath.Path, config: DecoderConfig, params: Any, tmp_path: Path
+) -> None:
+    assert lmx.load(folder).chat is None
+    target = epath.Path(tmp_path / "chat")
+    chat = Chat("{{ messages[0].content }}", stop_ids=(2, 5))
+    artifacts.write_model(target, config=config, params=params, tokenizer=ByteTokenizer(), chat=chat)
+    artifacts.write_manifest(target, manifest())
+    assert lmx.load(target).chat == chat
 
 
 def test_parameters_come_back_in_the_dtype_in_which_they_were_saved(config: DecoderConfig, params: Any, tmp_path: Path) -> None:

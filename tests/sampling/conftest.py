@@ -55,3 +55,9 @@ def fitted() -> tuple[Model, Any]:
 def prompts() -> list[list[int]]:
     """Six prompts of 1 to 13 tokens."""
     return [[5], [7, 9, 11], list(range(2, 13)), [40, 3, 3, 8, 21], list(range(20, 33)), [1, 2]]
+
+
+@pytest.fixture
+def build_family() -> Callable[[str], tuple[Model, Any]]:
+    """Makes the model of a family and its parameters."""
+    return build

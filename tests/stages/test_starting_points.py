@@ -23,6 +23,7 @@ from lmx.pipeline.stage import External
 from lmx.sharding.mesh import MeshConfig
 from lmx.stages import Preference, RewardModel, Training
 from lmx.tokenizer.bytes import ByteTokenizer
+from lmx.tokenizer.chat import Chat
 
 
 def standing_still(training: Training) -> Training:
@@ -35,11 +36,14 @@ def test_a_reward_model_starts_as_its_source_with_a_head_of_its_own(
     language_model: Callable[[int], Artifact], pairs: Artifact, make_training: Callable[..., Training], tmp_path: Path
 ) -> None:
     source = language_model(0)
+    Chat("chatml", (ByteTokenizer.eos_id,)).save(Path(source.path) / "tokenizer")
     stage = RewardModel(
         source=External(str(source.path)), pairs=External(str(pairs.path)), training=standing_still(make_training())
     )
     run_experiment(Experiment(seed=1, stages={"reward": stage}, mesh=MeshConfig(fsdp=2)), tmp_path)
-    params = lmx.load(tmp_path / "reward").params
+    loaded = lmx.load(tmp_path / "reward")
+    assert loaded.chat is not None and loaded.chat.template == "chatml"  # the way to write conversations goes along
+    params = loaded.params
     head = params.pop("head")["table"]
     jax.tree.map(np.testing.assert_array_equal, params, source.load_params())
     assert head.shape == (1, 32) and 0.05 < float(np.std(head)) < 0.5

@@ -22,10 +22,11 @@ def test_a_directory_without_tokenizer_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "damaged"), ("[]", "damaged"), ('{"kind": "tiktoken"}', "this version knows byte, sentencepiece")]
+    ("text", "message"),
+    [("{", "damaged"), ("[]", "damaged"), ('{"kind": "marvel"}', "this version knows byte, huggingface, sentencepiece, tiktoken")],
 )
 def test_a_broken_or_unknown_description_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "tokenizer.json").write_text(text)
+    (tmp_path / "kind.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         tokenizers.load(tmp_path)
 

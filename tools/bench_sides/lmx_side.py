@@ -12,7 +12,7 @@ import optax
 from configs.models import tiny
 from lmx.data.batches import LMBatch, lm_batch_spec
 from lmx.model.accounting import flops_per_token
-from lmx.model.config import DecoderConfig
+from lmx.model.config import DecoderConfig, Llama3Scaling
 from lmx.model.decoder import build_model
 from lmx.objectives import language_model
 from lmx.sharding.mesh import MeshConfig, build_mesh
@@ -93,8 +93,8 @@ def _write(folder: Path, config: DecoderConfig, params: dict) -> None:
         "pattern": len(config.layer_pattern),
         "norm_eps": config.final_norm.eps,
         "rope_theta": attention.rope.theta,
-        "rope_factor": None if scaling is None else scaling.factor,
-        "original_length": None if scaling is None else scaling.original_length,
+        "rope_factor": scaling.factor if isinstance(scaling, Llama3Scaling) else None,
+        "original_length": scaling.original_length if isinstance(scaling, Llama3Scaling) else None,
         "attention_scale": attention.head_dim**-0.5 if attention.scale is None else attention.scale,
     }
     (folder / "model.json").write_text(json.dumps(numbers))

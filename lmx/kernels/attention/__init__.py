@@ -1,5 +1,6 @@
 """Grouped-query causal attention with windows, soft caps and segments."""
 
-from lmx.kernels.attention.api import AttentionFn, attention, attention_with_lse
+from lmx.kernels.attention.api import MIN_CHUNKED_LENGTH, AttentionFn, attention, attention_with_lse
+from lmx.kernels.attention.merge import merge_parts
 
-__all__ = ["AttentionFn", "attention", "attention_with_lse"]
+__all__ = ["MIN_CHUNKED_LENGTH", "AttentionFn", "attention", "attention_with_lse", "merge_parts"]

@@ -1,16 +1,18 @@
 """The one function through which every layer calls attention, and the choice of its implementation."""
 
 from collections.abc import Callable
+from typing import Any
 
 from lmx.core.types import Array
-from lmx.kernels.attention import chunked, reference
+from lmx.kernels.attention import chunked, decode, reference
 
-AttentionFn = Callable[..., Array]  # the signature of `attention`
+AttentionFn = Callable[..., Any]  # the signature of `attention` or of `attention_with_lse`
 
 MIN_CHUNKED_LENGTH = 32  # queries; below that (decoding) one small dense product is faster than a scan over tiles
 _IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "reference": reference.attention_with_lse,
     "chunked": chunked.attention_with_lse,
+    "decode": decode.attention_with_lse,
 }
 
 
@@ -79,7 +81,8 @@ def attention_with_lse(
       window: number of visible keys, the query's own included; None = all earlier ones.
       soft_cap: c of `c * tanh(s / c)` on the scaled scores, before masking; None = off.
       scale: multiplier of q.k; None = H ** -0.5.
-      implementation: "reference" or "chunked"; None = the faster one for these shapes.
+      implementation: "reference", "chunked" or "decode" (few queries; what stands at padding must be finite); None = the faster
+        one of the first two for these shapes.
 
     Returns:
       out: [B, T, N, H] in q's dtype; exactly 0 where a query sees no key.

@@ -1,5 +1,5 @@
 """The output head: logits and per-token losses that never hold a whole [B, T, V]."""
 
-from lmx.kernels.head.api import logits, token_loss, token_loss_sum
+from lmx.kernels.head.api import distillation_loss, distillation_loss_sum, logits, token_loss, token_loss_sum
 
-__all__ = ["logits", "token_loss", "token_loss_sum"]
+__all__ = ["distillation_loss", "distillation_loss_sum", "logits", "token_loss", "token_loss_sum"]

@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lmx.core.types import Array, Metrics, Outputs, PyTree, Weighted
-from lmx.kernels.head import chunked, reference
+from lmx.kernels.head import chunked, reference, vocabulary
+from lmx.kernels.thin_matmul import MOST_TOKENS, thin_matmul
 
 LOGITS_PER_CHUNK = 2**22  # elements of one [B, c, V] chunk: 16 MiB in float32, near the caches of a CPU
 MIN_CHUNK = 64  # tokens of a row; shorter chunks make thin matrix products when the batch is spread over devices
@@ -24,7 +27,11 @@ def logits(outputs: Outputs, *, vocab_size: int | None = None) -> Array:
     Returns:
       [B, T, V] float32, soft cap applied.
     """
-    return reference.logits(dataclasses.replace(outputs, head=outputs.head[:vocab_size]))
+    outputs = dataclasses.replace(outputs, head=outputs.head[:vocab_size])
+    if jax.default_backend() == "cpu" and math.prod(outputs.hidden.shape[:2]) <= MOST_TOKENS:
+        scores = thin_matmul(outputs.hidden, outputs.head.astype(outputs.hidden.dtype))
+        return reference.cap(scores, outputs.soft_cap)
+    return reference.logits(outputs)
 
 
 def token_loss(*outputs_and_fn: Any, chunk_tokens: int | None = None) -> PyTree:
@@ -68,6 +75,71 @@ def token_loss_sum(*outputs_and_fn: Any, mask: Array, chunk_tokens: int | None =
     total, extra = chunked.loss_sum(dataclasses.replace(plan, fn=_with_extra(plan.fn)), inputs, weights)
     weight = jnp.sum(weights)
     return Weighted(total, weight), {name: Weighted(chunked.masked_sum(x, weights), weight) for name, x in extra.items()}
+
+
+def distillation_loss(
+    teacher: Outputs,
+    student: Outputs,
+    *,
+    labels: Array,
+    alpha: float = 1.0,
+    temperature: float = 1.0,
+    blocks: int | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """`(1 - alpha) * cross-entropy + alpha * T^2 KL(teacher || student)` with blocks of the vocabulary instead of whole logits.
+
+    For vocabularies of which even a few tokens' logits are too large: at no time are more than (tokens of a chunk) x (rows of a
+    block) logits of each model there, and peak memory does not depend on V. The price is six products for the four that
+    `token_loss_sum` takes.
+
+    Args:
+      teacher: outputs of [B, T] tokens; no gradient flows.
+      student: outputs of the same tokens, of any width, with as many rows in its head.
+      labels: [B, T] int32.
+      alpha: in [0, 1], share of the teacher.
+      temperature: T > 0, divides both logits in the divergence.
+      blocks: of the vocabulary; None = by its size.
+      chunk_tokens: tokens of a row in one chunk; None = chosen from the shapes.
+
+    Returns:
+      [B, T] float32 losses, and "kl" (with the factor T^2), "nll" and "accuracy" on the labels, [B, T] float32 without gradient.
+      Tokens whose cotangent is 0 give no gradient, not even as NaN.
+
+    Reference: Hinton et al. (2015), arXiv:1503.02531, section 2; Gemma 2, arXiv:2408.00118, section 3. The normalizer is summed
+      block by block as in Milakov and Gimelshein (2018), arXiv:1805.02867.
+    """
+    vocab_size, (batch, length) = student.head.shape[0], student.hidden.shape[:2]
+    if teacher.head.shape[0] != vocab_size or teacher.hidden.shape[:2] != (batch, length):
+        raise ValueError(
+            f"teacher and student must agree in vocabulary and [B, T], but have {teacher.head.shape[0]} and {vocab_size} rows and "
+            f"tokens {teacher.hidden.shape[:2]} and {(batch, length)}"
+        )
+    if blocks is None:
+        blocks = vocabulary.num_blocks(vocab_size)
+    if not 1 <= blocks <= vocab_size:
+        raise ValueError(f"blocks={blocks} must lie in 1..{vocab_size}, the rows of the vocabulary")
+    if chunk_tokens is None:
+        chunk_tokens = max(MIN_CHUNK, LOGITS_PER_CHUNK // (batch * -(-vocab_size // blocks)))
+    plan = vocabulary.Plan(alpha, temperature, (teacher.soft_cap, student.soft_cap), vocab_size, blocks, min(chunk_tokens, length))
+    inputs = chunked.Inputs((teacher.hidden, student.hidden), (teacher.head, student.head), {"labels": labels}, {})
+    return vocabulary.distillation_losses(plan, inputs)
+
+
+def distillation_loss_sum(teacher: Outputs, student: Outputs, *, mask: Array, **options: Any) -> tuple[Weighted, Metrics]:
+    """The masked sum of `distillation_loss`, with its metrics likewise; the pair that `token_loss_sum` returns.
+
+    Args:
+      teacher: as in `distillation_loss`.
+      student: likewise.
+      mask: [B, T] bool or float32 weights. Tokens where it is 0 never matter, not even as NaN.
+      **options: `labels` and the rest of `distillation_loss`.
+    """
+    losses, parts = distillation_loss(teacher, student, **options)
+    weights = mask.astype(jnp.float32)
+    weight = jnp.sum(weights)
+    metrics = {name: Weighted(chunked.masked_sum(x, weights), weight) for name, x in parts.items()}
+    return Weighted(chunked.masked_sum(losses, weights), weight), metrics
 
 
 def _without_extra(fn: Callable[..., PyTree]) -> Callable[..., tuple[PyTree, PyTree]]:

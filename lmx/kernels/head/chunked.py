@@ -69,8 +69,8 @@ def values(plan: Plan, inputs: Inputs) -> tuple[PyTree, PyTree]:
         hidden, cut = chunk
         return None, _losses(plan, inputs.whole, cut, *_products(hidden, head))
 
-    _, stacked = jax.lax.scan(body, None, _split((inputs.hidden, inputs.cut), plan.chunk))
-    return _join(stacked, inputs.hidden[0].shape[1])
+    _, stacked = jax.lax.scan(body, None, split((inputs.hidden, inputs.cut), plan.chunk))
+    return join(stacked, inputs.hidden[0].shape[1])
 
 
 def values_and_grads(
@@ -109,8 +109,8 @@ def values_and_grads(
 
     # [D, V], not [V, D]: XLA's CPU backend would transpose the wide slopes first (1.5 times slower; x86, float32, V = 8192).
     zeros = tuple(jnp.zeros(w.shape[::-1], jnp.float32) if need else None for w, need in zip(inputs.head, needs.head, strict=True))
-    head_grads, stacked = jax.lax.scan(body, zeros, _split((inputs.hidden, inputs.cut, seeds), plan.chunk))
-    losses, hidden_grads = _join(stacked, inputs.hidden[0].shape[1])
+    head_grads, stacked = jax.lax.scan(body, zeros, split((inputs.hidden, inputs.cut, seeds), plan.chunk))
+    losses, hidden_grads = join(stacked, inputs.hidden[0].shape[1])
     head_grads = tuple(None if g is None else g.T.astype(w.dtype) for g, w in zip(head_grads, inputs.head, strict=True))
     return losses, hidden_grads, head_grads
 
@@ -130,13 +130,13 @@ def loss_sum(plan: Plan, inputs: Inputs, mask: Array) -> tuple[Array, PyTree]:
 
 
 def _token_losses_forward(plan: Plan, inputs: Inputs) -> tuple[PyTree, tuple[Inputs, Needs]]:
-    inputs, needs = _primals(inputs)
+    inputs, needs = primals(inputs)
     return values(plan, inputs)[0], (inputs, needs)
 
 
 def _token_losses_backward(plan: Plan, residuals: tuple[Inputs, Needs], cotangents: PyTree) -> tuple[Inputs]:
     inputs, needs = residuals
-    _, hidden, head = values_and_grads(plan, inputs, _instantiate(cotangents), needs)
+    _, hidden, head = values_and_grads(plan, inputs, instantiate(cotangents), needs)
     return (Inputs(hidden, head, None, None),)  # type: ignore[arg-type]  # None: no cotangent
 
 
@@ -146,14 +146,14 @@ def _loss_sum(plan: Plan, inputs: Inputs, mask: Array) -> tuple[Array, PyTree]:
 
 
 def _loss_sum_forward(plan: Plan, inputs: Inputs, mask: Array) -> tuple[tuple[Array, PyTree], PyTree]:
-    inputs, needs = _primals(inputs)
+    inputs, needs = primals(inputs)
     mask = mask.value  # type: ignore[attr-defined]
     (losses, extra), hidden, head = values_and_grads(plan, inputs, mask, needs)
     return (masked_sum(losses, mask), extra), (hidden, head)
 
 
 def _loss_sum_backward(residuals: PyTree, cotangents: tuple[Array, PyTree]) -> tuple[Inputs, None]:
-    scale = _instantiate(cotangents[0])
+    scale = instantiate(cotangents[0])
     hidden, head = jax.tree.map(lambda g: (g * scale).astype(g.dtype), residuals)
     return Inputs(hidden, head, None, None), None  # type: ignore[arg-type]  # None: no cotangent
 
@@ -176,29 +176,29 @@ def _cast_heads(inputs: Inputs) -> tuple[Array, ...]:
     return tuple(w.astype(h.dtype) for h, w in zip(inputs.hidden, inputs.head, strict=True))
 
 
-def _split(tree: PyTree, chunk: int) -> PyTree:
+def split(tree: PyTree, chunk: int) -> PyTree:
     """[B, T, ...] -> [T / c, B, c, ...], T padded with zeros to a multiple of c. B is kept whole: it may be sharded."""
 
-    def split(x: Array) -> Array:
+    def split_leaf(x: Array) -> Array:
         batch, length, *rest = x.shape
         count = -(-length // chunk)
         padded = jnp.pad(x, [(0, 0), (0, count * chunk - length)] + [(0, 0)] * len(rest))
         return jnp.moveaxis(padded.reshape(batch, count, chunk, *rest), 1, 0)
 
-    return jax.tree.map(split, tree)
+    return jax.tree.map(split_leaf, tree)
 
 
-def _join(tree: PyTree, length: int) -> PyTree:
-    """[T / c, B, c, ...] -> [B, T, ...], the inverse of `_split`."""
+def join(tree: PyTree, length: int) -> PyTree:
+    """[T / c, B, c, ...] -> [B, T, ...], the inverse of `split`."""
 
-    def join(x: Array) -> Array:
+    def join_leaf(x: Array) -> Array:
         count, batch, chunk, *rest = x.shape
         return jnp.moveaxis(x, 0, 1).reshape(batch, count * chunk, *rest)[:, :length]
 
-    return jax.tree.map(join, tree)
+    return jax.tree.map(join_leaf, tree)
 
 
-def _primals(inputs: Inputs) -> tuple[Inputs, Needs]:
+def primals(inputs: Inputs) -> tuple[Inputs, Needs]:
     """Unwraps the arguments of a forward rule and reads which of them a gradient is wanted for."""
     is_primal = lambda x: isinstance(x, CustomVJPPrimal)  # noqa: E731
     perturbed = jax.tree.map(lambda x: x.perturbed, inputs, is_leaf=is_primal)
@@ -208,7 +208,7 @@ def _primals(inputs: Inputs) -> tuple[Inputs, Needs]:
     return jax.tree.map(lambda x: x.value, inputs, is_leaf=is_primal), Needs(perturbed.hidden, perturbed.head)
 
 
-def _instantiate(cotangents: PyTree) -> PyTree:
+def instantiate(cotangents: PyTree) -> PyTree:
     """Zeros in place of symbolic zeros."""
     is_zero = lambda x: isinstance(x, SymbolicZero)  # noqa: E731
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if is_zero(x) else x, cotangents, is_leaf=is_zero)

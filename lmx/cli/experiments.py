@@ -1,62 +1,17 @@
-"""The command line: parses, calls one package a verb, prints. Each verb imports what it needs, so that `--help` is quick."""
+"""The verbs of an experiment file: run, show, data."""
 
 import argparse
-import importlib.util
 import os
 import shlex
-import sys
-import traceback
-from collections.abc import Sequence
 from pathlib import Path
-
-import lmx
-
-_ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd", "dxg")  # TPU, TPU, CUDA, ROCm, CUDA under WSL
+from typing import Any
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0, 1 (a run that can't go on), 2 (bad input), 130 (interrupted)."""
-    options = _parser().parse_args(arguments)
-    _choose_platform()
-    try:
-        options.verb(options)
-    except KeyboardInterrupt:
-        print("\nlmx: interrupted; give the same command again, without --from, to go on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return _report(error, debug=options.debug or bool(os.environ.get("LMX_DEBUG")))
-    return 0
-
-
-def _report(error: Exception, *, debug: bool) -> int:
-    """Prints an error as one sentence if a user can act on it, else with its traceback."""
-    from lmx.core import storage
-    from lmx.core.errors import RunError
-
-    sentence = str(error)
-    if storage.is_disk_full(error) and not isinstance(error, RunError):
-        sentence = f"the disk is full ({error}); free some space and give the same command again"
-    elif not isinstance(error, ValueError | OSError | RunError):
-        debug = True
-    if debug:
-        traceback.print_exception(error)
-    notes = [note for note in getattr(error, "__notes__", []) if note.startswith("in stage ")]
-    print("\n".join([f"lmx: {sentence}", *notes]), file=sys.stderr)
-    return error.exit_code if isinstance(error, RunError) else 2 if isinstance(error, ValueError | OSError) else 1
-
-
-def _choose_platform(devices: Path = Path("/dev")) -> None:
-    """Keeps jax from looking for a TPU, at length and with warnings, where libtpu is installed but no accelerator is."""
-    if "JAX_PLATFORMS" in os.environ or not sys.platform.startswith("linux") or importlib.util.find_spec("libtpu") is None:
-        return
-    if not any(next(devices.glob(pattern), None) for pattern in _ACCELERATORS):
-        os.environ["JAX_PLATFORMS"] = "cpu"
-
-
-# ----- verbs
+def add(verbs: Any) -> None:
+    """Adds the verbs to the parser's subparsers."""
+    _add_run(_verb(verbs, "run", _run, "run an experiment, or go on with it"))
+    _verb(verbs, "show", _show, "print the stage graph, parameters, FLOPs, tokens and the resolved config; touches no device")
+    _add_data(_verb(verbs, "data", _data, "print packed batches of a stage, decoded, with boundaries and loss masks"))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -80,9 +35,11 @@ def _run(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from lmx.core import overrides
     from lmx.pipeline import experiment, show
+    from lmx.stages import table
 
     assignments = [overrides.parse_assignment(text) for text in options.set]
-    print(show.describe(experiment.load_experiment(options.file, assignments)))
+    loaded = experiment.load_experiment(options.file, assignments)
+    print(show.describe(loaded, lambda graph, shown: table.stage_table(graph, shown.figures)))
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -111,21 +68,6 @@ def _seeds(text: str | None) -> list[int]:
         return [int(seed) for seed in text.split(",")] if text else []
     except ValueError:
         raise ValueError(f"--seeds takes whole numbers with commas between them, such as 0,1,2; found {text!r}") from None
-
-
-# ----- options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lmx", description="Train language models by experiments: Python files that define get_config()."
-    )
-    parser.add_argument("--version", action="version", version=f"lmx {lmx.__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    _add_run(_verb(verbs, "run", _run, "run an experiment, or go on with it"))
-    _verb(verbs, "show", _show, "print the stage graph, parameters, FLOPs, tokens and the resolved config; touches no device")
-    _add_data(_verb(verbs, "data", _data, "print packed batches of a stage, decoded, with boundaries and loss masks"))
-    return parser
 
 
 def _verb(verbs, name, function, summary) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]

@@ -1,0 +1,1 @@
+"""Meta's original Llama layout: params.json beside consolidated.*.pth (never unpickled) or consolidated.safetensors."""

@@ -1,0 +1,1 @@
+"""Functions of one document (or of statistics over many), without Beam."""

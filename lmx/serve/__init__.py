@@ -1,0 +1,1 @@
+"""Row 5: a trained model put to use: from the shell, in a chat, over HTTP."""
