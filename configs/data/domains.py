@@ -1,4 +1,4 @@
-"""Domains of pre-training text by the papers' names, and mixtures of them: shards at the papers' scale, stand-ins on one machine."""
+"""Domains of pre-training text by the papers' names, and mixtures of them: shards at the papers' scale, stand-ins on a CPU."""
 
 import codecs
 import dataclasses
@@ -17,7 +17,9 @@ from lmx.data.text import Component, PackedText
 SMALL_FACTS = Facts(keys=WORDS[:40], digits=2)
 
 
-def mixture(domains: Mapping[str, Source], weights: Mapping[str, float], later: Sequence[tuple[int, Mapping[str, float]]] = ()) -> PackedText:
+def mixture(
+    domains: Mapping[str, Source], weights: Mapping[str, float], later: Sequence[tuple[int, Mapping[str, float]]] = ()
+) -> PackedText:
     """A mixture of named domains, as shares in percent.
 
     Args:
@@ -32,7 +34,9 @@ def mixture(domains: Mapping[str, Source], weights: Mapping[str, float], later: 
             raise ValueError(f"the mixture from token {mark} on names {', '.join(missing)}; the domains are {', '.join(domains)}")
     return PackedText(
         components=tuple(Component(source=domains[name], weight=weights.get(name, 1.0), name=name) for name in names),
-        mix=MixSchedule(points=tuple(MixPoint(from_tokens=mark, weights=dict(shares)) for mark, shares in points)) if later else None,
+        mix=MixSchedule(points=tuple(MixPoint(from_tokens=mark, weights=dict(shares)) for mark, shares in points))
+        if later
+        else None,
     )
 
 
@@ -50,7 +54,7 @@ def shards(root: str, *names: str) -> dict[str, Source]:
     }
 
 
-def stand_ins(*, long_characters: int, heldout_bytes: int = 24_000) -> dict[str, Source]:
+def stand_ins(*, long_characters: int, heldout_bytes: int = 12_000) -> dict[str, Source]:
     """Domains that need no network: what a Python installation carries, and generated text.
 
     Args:

@@ -142,9 +142,10 @@ def llama3(
     head_dim: int = 16,
     ffn_dim: int = 176,
     max_length: int = 256,
+    lengthening: int = 4,
 ) -> DecoderConfig:
-    """Llama 3.1: untied, RoPE scaling on, with a quarter of `max_length` as the length before lengthening."""
-    original_length = max(1, max_length // 4)
+    """Llama 3.1: untied, RoPE scaling on, `max_length / lengthening` as the length before lengthening."""
+    original_length = max(1, max_length // lengthening)
     return llama3_family.decoder(
         num_layers=num_layers,
         model_dim=model_dim,

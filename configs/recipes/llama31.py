@@ -6,16 +6,17 @@ binary ("4M" = 1,024 rows of 4,096), as the figures fit together: 252 million to
 """
 
 import dataclasses
+from typing import Literal
 
 from configs.data.domains import SMALL_FACTS, mixture, shards
-from configs.models import llama3, tiny
-from configs.recipes.parts import Recipe, Setting, cosine_after, mini_setting, needle_test, ramp, steps_of
+from configs.models import tiny
+from configs.recipes.parts import Figures, Recipe, Setting, cosine_after, mini_setting, needle_test, ramp, steps_of
+from lmx.data.ramp import Phase
 from lmx.data.recall import Facts
 from lmx.data.text import PackedText
-from lmx.model.config import DecoderConfig, Llama3Scaling
-from lmx.model.context import with_context
-from lmx.optim import AdamW, Constant, LinearFrom, Part, WarmupCosine
-from lmx.pipeline.stage import Ref
+from lmx.model.config import BlockConfig, DecoderConfig, Llama3Scaling
+from lmx.optim import AdamW, Constant, LinearFrom, Part, Schedule, WarmupCosine
+from lmx.pipeline.stage import Ref, Stage
 from lmx.stages import Lengthen, LengthGate, Pretrain, Training
 from lmx.train.averages import Checkpoints
 
@@ -62,30 +63,22 @@ class Scale:
     annealing_tokens: float = 40e6
     annealing_batch_tokens: int = 1_048_576
     averaged: int = 5
-    gate: LengthGate = LengthGate(short_length=8_192, needle=needle_test(Facts()), every=500)  # noqa: B008 (frozen)
-    when_shut: str = "stop"
+    gate: LengthGate = LengthGate(short_length=8_192, needle=needle_test(Facts()), every=500)
+    when_shut: Literal["stop", "continue"] = "stop"
 
 
 def pretraining(scale: Scale) -> Recipe:
     """Main stage, context lengthening, annealing."""
     at, text = scale, scale.setting.domains
-    short = _short(at)
-    first, *later = phases = ramp(
-        (0, at.batch_tokens // 4, at.length // 2),
-        (at.marks[0], at.batch_tokens // 2, at.length),
-        (at.marks[1], at.batch_tokens, at.length),
-    )
+    first, *later = phases = _ramp(at)
     steps = steps_of(at.tokens, at.batch_tokens, *phases)
     cosine = WarmupCosine(peak=at.peak, warmup_steps=at.warmup_steps, end_ratio=0.01)  # 8e-5 to 8e-7
     total = at.schedule_steps or round(1.09 * steps)
     rate = at.lengthening_rate or cosine_after(cosine, steps, total)
-    length_steps = steps_of(at.lengthening_tokens / len(at.lengths), at.batch_tokens)
-    anneal_steps = steps_of(at.annealing_tokens, at.annealing_batch_tokens)
-
-    stages = dict(
+    stages: dict[str, Stage] = dict(
         tokenizer=at.setting.tokenizer("web", "multilingual", "code", "maths"),
         main=Pretrain(
-            model=short,
+            model=_before_lengthening(at),
             tokenizer=Ref("tokenizer"),
             data=main_mixture(at),
             training=_training(
@@ -94,39 +87,38 @@ def pretraining(scale: Scale) -> Recipe:
                 schedule=Part(schedule=cosine, start=0, total=total),
                 batch_size=first.batch_size,
                 length=first.length,
-                ramp=tuple(later),
+                more=tuple(later),
             ),
         ),
         lengthened=Lengthen(
             source=Ref("main"),
-            data=mixture(text, {"long documents": 30.0, "long questions": 20.0, **{k: v / 2 for k, v in FINAL_MIX.items()}}),
+            data=mixture(
+                text, {name: 0.5 * share for name, share in FINAL_MIX.items()} | {"long documents": 30.0, "long questions": 20.0}
+            ),
             lengths=at.lengths,
             rope_scaling=_scaling(at),
             training=_training(
                 at,
-                steps=length_steps,
+                steps=steps_of(at.lengthening_tokens / len(at.lengths), at.batch_tokens),
                 schedule=Constant(value=rate),
                 batch_size=at.batch_tokens // at.length,
                 length=at.length,
             ),
             gate=at.gate,
-            when_shut=at.when_shut,  # type: ignore[arg-type]
+            when_shut=at.when_shut,
             keep_optimizer="all",
         ),
         annealed=Pretrain(
             model=at.model,
             tokenizer=Ref("tokenizer"),
             data=annealing_mixture(at),
-            training=dataclasses.replace(
-                _training(
-                    at,
-                    steps=anneal_steps,
-                    schedule=LinearFrom(before=Constant(value=rate), before_steps=1),
-                    batch_size=at.annealing_batch_tokens // at.lengths[-1],
-                    length=at.lengths[-1],
-                ),
-                loop=at.setting.loop(anneal_steps, keep_every=max(1, anneal_steps // 10)),
-                average=Checkpoints(last=at.averaged),
+            training=_training(
+                at,
+                steps=steps_of(at.annealing_tokens, at.annealing_batch_tokens),
+                schedule=LinearFrom(before=Constant(value=rate), before_steps=1),
+                batch_size=at.annealing_batch_tokens // at.lengths[-1],
+                length=at.lengths[-1],
+                averaged=at.averaged,
             ),
             init=Ref("lengthened"),
             keep_optimizer="all",
@@ -152,24 +144,170 @@ def annealing_mixture(at: Scale, candidate: str | None = None) -> PackedText:
     if candidate is None:
         shares = {"web": 20.0, "licensed": 20.0, "maths": 30.0, "code": 20.0, "multilingual": 5.0, "long questions": 5.0}
     else:
-        shares = {name: 0.7 * share for name, share in FINAL_MIX.items() if name != candidate} | {candidate: 30.0}
+        shares = {name: 0.7 * share for name, share in FINAL_MIX.items()}
+        shares[candidate] = shares.get(candidate, 0.0) + 30.0
     return mixture(at.setting.domains, shares)
 
 
 def data_probe(scale: Scale, *, candidates: tuple[str, ...], tokens: float = 40e9) -> Recipe:
-    """Annealing as a probe of data: a half-trained model, its rate led to 0 once on the main mixture and once a candidate."""
-    at, main = scale, pretraining(scale).stages["main"]
+    """Annealing as a probe of data: a half-trained model, its rate led to 0 on the main mixture and on 30% of each candidate."""
+    at, steps = scale, steps_of(scale.tokens / 2, scale.batch_tokens, *_ramp(scale))
+    main = pretraining(at).stages["main"]
     assert isinstance(main, Pretrain)
-    half = Pretrain.__call__ if False else dataclasses.replace  # placeholder
-    raise NotImplementedError(half)
+    half = dataclasses.replace(main, training=dataclasses.replace(main.training, loop=at.setting.loop(steps)))
+    annealing = _training(
+        at,
+        steps=steps_of(tokens, at.batch_tokens),
+        schedule=LinearFrom(before=half.training.optimizer.schedule, before_steps=steps),  # type: ignore[attr-defined]
+        batch_size=at.batch_tokens // at.length,
+        length=at.length,
+    )
+
+    def annealed(data: PackedText) -> Pretrain:
+        return dataclasses.replace(half, data=data, training=annealing, init=Ref("half"), keep_optimizer="all")
+
+    names = {f"with_{name.replace(' ', '_')}": name for name in candidates}
+    probes = {stage: annealed(annealing_mixture(at, name)) for stage, name in names.items()}
+    given = at.setting.figures(
+        report="tokens, rate, mixture",
+        derived="length, RoPE base",
+        choice={"batch": "that of the main stage"},
+    )
+    return Recipe(
+        stages=dict(
+            tokenizer=pretraining(at).stages["tokenizer"],
+            half=half,
+            default=annealed(mixture(at.setting.domains, FINAL_MIX)),
+            **probes,
+        ),
+        figures={name: _figures(at)[of] for name, of in (("tokenizer", "tokenizer"), ("half", "main"))}
+        | {"default": given}
+        | dict.fromkeys(names, given),
+    )
 
 
-def _short(at: Scale) -> DecoderConfig:
-    """The model before its context was lengthened."""
-    return with_context(at.model, max_length=at.length, rope_scaling=None)
+def _ramp(at: Scale) -> tuple[Phase, ...]:
+    """4M tokens of half-length rows, 8M, 16M."""
+    return ramp(
+        (0, at.batch_tokens // 4, at.length // 2),
+        (at.marks[0], at.batch_tokens // 2, at.length),
+        (at.marks[1], at.batch_tokens, at.length),
+    )
+
+
+def _training(
+    at: Scale,
+    *,
+    steps: int,
+    schedule: Schedule,
+    batch_size: int,
+    length: int,
+    more: tuple[Phase, ...] = (),
+    averaged: int | None = None,
+) -> Training:
+    """AdamW with a decay of 0.1 times the rate; the betas and the clip are our choice."""
+    return Training(
+        loop=at.setting.loop(steps, keep_every=None if averaged is None else max(1, steps // 10)),
+        optimizer=AdamW(schedule=schedule, b1=0.9, b2=0.95, weight_decay=0.1),
+        batch_size=batch_size,
+        length=length,
+        ramp=more,
+        average=None if averaged is None else Checkpoints(last=averaged),
+        clip_norm=1.0,
+        precision=at.setting.precision,
+        remat=at.setting.remat,
+    )
 
 
 def _scaling(at: Scale) -> Llama3Scaling:
+    """The frequency scaling of the released model."""
     scaling = at.model.layer_pattern[0].attention.rope.scaling
     assert isinstance(scaling, Llama3Scaling)
     return scaling
+
+
+def _before_lengthening(at: Scale) -> DecoderConfig:
+    """The model at its first length, frequencies not scaled."""
+
+    def block(old: BlockConfig) -> BlockConfig:
+        rope = dataclasses.replace(old.attention.rope, scaling=None)
+        return dataclasses.replace(old, attention=dataclasses.replace(old.attention, rope=rope))
+
+    return dataclasses.replace(at.model, layer_pattern=tuple(map(block, at.model.layer_pattern)), max_length=at.length)
+
+
+def _figures(at: Scale) -> dict[str, Figures]:
+    """Where the numbers come from."""
+    flagship = at.peak == 8e-5  # of the others the report gives the peak, and says that the recipe is similar
+    main = at.setting.figures(
+        report="length, batch, marks of the ramp, RoPE base, final mixture, peak" + (", tokens, rate" if flagship else ""),
+        choice={
+            **({} if flagship else {"rate": "warm-up, cosine and end of the 405B", "tokens": "those of the 405B"}),
+            "mixture": "the report says what rose and fell, and gives the shares at the end only",
+            "b1, b2, clip, decay": "not published; a decay of 0.1 times the rate is that of the scaling-law runs",
+        },
+    )
+    lengthened = at.setting.figures(
+        report="tokens, batch, six steps to the last length, gates",
+        code="RoPE base, frequency scaling",
+        choice={
+            "length": "those between are not published; geometric",
+            "rate": "not published; where the cosine stopped",
+            "mixture": "not published",
+            "tolerance": "how near 'recovered' is, is not published",
+            "scaling": "switched on here, for the report doesn't say when",
+        },
+    )
+    annealed = at.setting.figures(
+        report="tokens, length, rate, average",
+        code="RoPE base",
+        choice={
+            "batch": "not published; 40M tokens are 2.4 batches of the stage before, too few for a ramp or an average",
+            "mixture": "the report says that sources of high quality are upsampled",
+            "averaged checkpoints": "which ones is not published",
+        },
+    )
+    tokenizer = at.setting.figures(report="pieces", choice={"kind": "SentencePiece, for the report's extends tiktoken's 100K"})
+    return {"tokenizer": tokenizer, "main": main, "lengthened": lengthened, "annealed": annealed}
+
+
+def paper(model: DecoderConfig, *, peak: float, tokens: float = 15.6e12) -> Scale:
+    """One of the papers' sizes over shards of text."""
+    setting = Setting(domains=shards("data/llama31", *DOMAINS), vocab_size=128_000)
+    return Scale(model=model, setting=setting, peak=peak, tokens=tokens)
+
+
+def mini() -> Scale:
+    """A CPU: rows of 64, then 128, then six steps to 1,024; marks at 2% and 18% of the tokens, for 252M is 0.0016% of 15.6T."""
+    setting = mini_setting(long_characters=2_400)
+    tokens = 1.2e6
+    return Scale(
+        model=tiny.llama3(
+            setting.vocab_size,
+            model_dim=96,
+            num_layers=4,
+            q_heads=4,
+            kv_heads=2,
+            head_dim=32,
+            ffn_dim=264,
+            max_length=1_024,
+            lengthening=8,
+        ),
+        setting=setting,
+        peak=3e-3,
+        length=128,
+        batch_tokens=4_096,
+        marks=(0.02 * tokens, 0.184 * tokens),
+        tokens=tokens,
+        warmup_steps=30,
+        schedule_steps=None,
+        lengths=(184, 256, 360, 512, 728, 1_024),
+        lengthening_tokens=6 * 60 * 4_096,
+        lengthening_rate=1e-3,
+        annealing_tokens=40 * 4_096,
+        annealing_batch_tokens=4_096,
+        gate=LengthGate(
+            short_length=128, short_tolerance=0.05, short_batches=4, needle=needle_test(SMALL_FACTS), accuracy=0.9, every=20
+        ),
+        when_shut="continue",
+    )

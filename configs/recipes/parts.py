@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from configs.data import domains
 from lmx.core.types import Precision
 from lmx.data.ramp import Phase, Ramp
-from lmx.data.recall import Facts, RecallText
+from lmx.data.recall import Facts
 from lmx.data.sources import Source
 from lmx.eval.needle import NeedleTest
 from lmx.optim import WarmupCosine
@@ -29,6 +30,7 @@ class Setting:
     Attributes:
       domains: text by the names that the recipe's mixtures use.
       vocab_size: pieces of the tokenizer.
+      tokenizer_bytes: of the sample that it is learned from.
       precision: dtypes of parameters and activations.
       remat: None, "full" or "dots".
       log_every: steps between lines of metrics.
@@ -38,6 +40,7 @@ class Setting:
 
     domains: Mapping[str, Source]
     vocab_size: int
+    tokenizer_bytes: int = 10_000_000_000
     precision: Precision = Precision(params="float32", activations="bfloat16")
     remat: str | None = "full"
     log_every: int = 100
@@ -47,11 +50,10 @@ class Setting:
     def tokenizer(self, *names: str) -> TrainTokenizer:
         """A SentencePiece vocabulary of the named domains, in equal parts."""
         text = domains.mixture(self.domains, dict.fromkeys(names, 1.0))
-        return TrainTokenizer(
-            data=text, vocabulary=SentencePiece(training=SentencePieceTraining(vocab_size=self.vocab_size, max_bytes=4_000_000))
-        )
+        training = SentencePieceTraining(vocab_size=self.vocab_size, max_bytes=self.tokenizer_bytes)
+        return TrainTokenizer(data=text, vocabulary=SentencePiece(training=training))
 
-    def loop(self, steps: int, *, keep_every: int | None = None) -> LoopConfig:
+    def loop(self, steps: int, *, keep_every: int | None = None, nonfinite: Literal["stop", "skip"] = "stop") -> LoopConfig:
         """The loop of a stage of so many steps."""
         every = max(1, steps // self.looks)
         return LoopConfig(
@@ -60,11 +62,10 @@ class Setting:
             eval_every=every,
             checkpoint_every=keep_every or every,
             keep_every=keep_every,
+            nonfinite=nonfinite,
         )
 
-    def figures(
-        self, *, report: str = "", code: str = "", derived: str = "", choice: Mapping[str, str] | None = None
-    ) -> Figures:
+    def figures(self, *, report: str = "", code: str = "", derived: str = "", choice: Mapping[str, str] | None = None) -> Figures:
         """Where a stage's figures come from.
 
         Args:
@@ -90,9 +91,12 @@ class Recipe:
     stages: Mapping[str, Stage]
     figures: Mapping[str, Figures]
 
-    def experiment(self, name: str, *, mesh: MeshConfig = MeshConfig(), seed: int = 0, more: Mapping[str, Stage] | None = None) -> Experiment:  # noqa: B008 (frozen)
+    def experiment(
+        self, name: str, *, mesh: MeshConfig | None = None, seed: int = 0, more: Mapping[str, Stage] | None = None
+    ) -> Experiment:
         """The experiment, with further stages behind the recipe's."""
-        return Experiment(name=name, seed=seed, mesh=mesh, stages={**self.stages, **(more or {})}, figures=self.figures)
+        stages = {**self.stages, **(more or {})}
+        return Experiment(name=name, seed=seed, mesh=mesh or MeshConfig(), stages=stages, figures=self.figures)
 
 
 def ramp(*shapes: tuple[float, int, int]) -> tuple[Phase, ...]:
@@ -133,6 +137,7 @@ def mini_setting(*, long_characters: int, vocab_size: int = 2_048) -> Setting:
     return Setting(
         domains=domains.stand_ins(long_characters=long_characters),
         vocab_size=vocab_size,
+        tokenizer_bytes=4_000_000,
         precision=Precision(),
         remat=None,
         log_every=20,

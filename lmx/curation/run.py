@@ -1,5 +1,6 @@
 """Running a curation: checks, preparation, the graph on a Beam runner, the card, and the folder's name once all is there."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -129,7 +130,7 @@ def curate(curation: Curation, output: str | os.PathLike[str], beam_arguments: S
     check(curation)
     started = time.monotonic()
     temporary = f"{target}.incomplete"
-    with lock(temporary, _LOCK):
+    with lock(temporary, _LOCK) if storage.is_local(temporary) else contextlib.nullcontext():
         storage.clear(temporary, keep=_LOCK)
         card = _write(curation, temporary, options)
         storage.remove(storage.join(temporary, "work"))

@@ -1,4 +1,4 @@
-"""Sources made of other sources: two as the splits of one, several as one, the long texts of one, and problems with their answers."""
+"""Sources made of other sources: two as the splits of one, several as one, the long texts of one, problems with answers."""
 
 import dataclasses
 
@@ -79,7 +79,8 @@ class Long:
         chosen = [index for index, size in enumerate(sizes) if size >= self.min_bytes]
         if not chosen:
             raise ValueError(
-                f"no row of the split {split!r} of {self.source} has min_bytes={self.min_bytes}; its longest has {max(sizes, default=0)}"
+                f"no row of the split {split!r} of {self.source} has min_bytes={self.min_bytes}; "
+                f"its longest has {max(sizes, default=0)}"
             )
         return files.Selected(rows, chosen)
 

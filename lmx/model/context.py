@@ -2,20 +2,31 @@
 
 import dataclasses
 
-from lmx.model.config import BlockConfig, DecoderConfig, RopeConfig
+from lmx.model.config import BlockConfig, DecoderConfig, LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 
 
-def with_context(config: DecoderConfig, *, rope_theta: float | None = None, max_length: int | None = None) -> DecoderConfig:
-    """The same decoder with another RoPE base in every layer, or another longest sequence; the parameters fit both.
+def with_context(
+    config: DecoderConfig,
+    *,
+    rope_theta: float | None = None,
+    rope_scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None,
+    max_length: int | None = None,
+) -> DecoderConfig:
+    """The same decoder with another RoPE in every layer, or another longest sequence; the parameters fit both.
 
     Args:
       config: a decoder.
-      rope_theta: base; None = kept. A scaling of the frequencies stays.
+      rope_theta: base; None = kept.
+      rope_scaling: of the frequencies; None = kept.
       max_length: in tokens; None = kept.
     """
 
     def block(old: BlockConfig) -> BlockConfig:
-        rope = dataclasses.replace(old.attention.rope, theta=old.attention.rope.theta if rope_theta is None else rope_theta)
+        rope = old.attention.rope
+        rope = RopeConfig(
+            theta=rope.theta if rope_theta is None else rope_theta,
+            scaling=rope.scaling if rope_scaling is None else rope_scaling,
+        )
         return dataclasses.replace(old, attention=dataclasses.replace(old.attention, rope=rope))
 
     return dataclasses.replace(

@@ -20,7 +20,7 @@ from lmx.data.loader import Loader
 from lmx.data.text import PackedText
 from lmx.eval.needle import NeedleTest, find_needles
 from lmx.eval.positions import loss_by_position
-from lmx.model.config import DecoderConfig
+from lmx.model.config import DecoderConfig, LinearScaling, Llama3Scaling, YarnScaling
 from lmx.model.context import with_context
 from lmx.model.decoder import Model
 from lmx.objectives import RouterLoss, language_model
@@ -120,6 +120,7 @@ class Lengthen:
         length` are the tokens of a batch, kept as near as whole rows allow. No ramp.
       gate: when a length is done.
       rope_theta: RoPE base from the start of the stage on, see `lmx.model.rope.critical_base`; None = kept.
+      rope_scaling: of the frequencies from the start of the stage on (Llama 3.1 switches it on here); None = kept.
       when_shut: what a gate does that never opens: "stop" the run with a sentence, or go on to the next length ("continue").
       keep_optimizer: what to begin with of the optimizer's state of the stage that left `source`, as in `Pretrain`.
       z_loss: coefficient of the squared log-normalizer.
@@ -133,6 +134,7 @@ class Lengthen:
     training: Training
     gate: LengthGate
     rope_theta: float | None = None
+    rope_scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
     when_shut: Literal["stop", "continue"] = "stop"
     keep_optimizer: KeepOptimizer = None
     z_loss: float = 0.0
@@ -151,7 +153,12 @@ class Lengthen:
         return self._lengthened(stage_training.require_language_model(upstream, "source"))
 
     def _lengthened(self, source: DecoderConfig) -> DecoderConfig:
-        return with_context(source, rope_theta=self.rope_theta, max_length=max(source.max_length, self.lengths[-1]))
+        return with_context(
+            source,
+            rope_theta=self.rope_theta,
+            rope_scaling=self.rope_scaling,
+            max_length=max(source.max_length, self.lengths[-1]),
+        )
 
     def vocab_size(self, upstream: Upstream) -> int | None:
         """As `HasVocabulary.vocab_size`."""

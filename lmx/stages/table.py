@@ -1,4 +1,4 @@
-"""An experiment's training stages as a table: tokens, lengths, batches, rates, RoPE bases, mixtures, and where the figures come from."""
+"""An experiment's training stages as a table: tokens, lengths, batches, rates, mixtures, and where each figure comes from."""
 
 import dataclasses
 import itertools
@@ -62,7 +62,9 @@ def rate(schedule: Any) -> str:
         return f"linear to {schedule.end:.3g} from where this stopped: {rate(schedule.before)}"
     if isinstance(schedule, WarmupCosine | WarmupLinear | WarmupStableDecay):
         shape = {WarmupCosine: "cosine", WarmupLinear: "linear", WarmupStableDecay: "constant, then linear"}[type(schedule)]
-        return f"warm-up {schedule.warmup_steps:,} steps to {schedule.peak:.3g}, {shape} to {schedule.end_ratio * schedule.peak:.3g}"
+        return (
+            f"warm-up {schedule.warmup_steps:,} steps to {schedule.peak:.3g}, {shape} to {schedule.end_ratio * schedule.peak:.3g}"
+        )
     return type(schedule).__name__
 
 
@@ -103,8 +105,9 @@ def _phases(node: Node) -> list[tuple[Phase, int]]:
 
 def _does(stage: Any) -> str:
     if isinstance(stage, Distill | DistillStored):
-        fields = ", ".join(f"{f.name} {getattr(stage.target, f.name):g}" for f in dataclasses.fields(stage.target))  # type: ignore[arg-type]
-        return f"{type(stage).__name__}, {type(stage.target).__name__} {fields}".rstrip()
+        target: Any = stage.target
+        fields = ", ".join(f"{field.name} {getattr(target, field.name):g}" for field in dataclasses.fields(target))
+        return f"{type(stage).__name__}, {type(target).__name__} {fields}".rstrip()
     return type(stage).__name__
 
 
@@ -118,16 +121,12 @@ def _details(node: Node, figures: Mapping[str, str]) -> Iterator[tuple[str, str]
     if trains(node):
         optimizer = stage.training.optimizer
         yield "optimizer", f"{_optimizer(optimizer)}; {rate(optimizer.schedule)}"
-        for label, text in zip(itertools.chain(["mixture"], itertools.repeat("")), mixture(stage.data), strict=False):
-            yield label, text
+        yield from zip(itertools.chain(["mixture"], itertools.repeat("")), mixture(stage.data), strict=False)
         if stage.training.average is not None:
             yield "average", str(stage.training.average)
     if isinstance(stage, Lengthen):
-        gate = stage.gate
-        yield (
-            "gate",
-            f"short loss within {gate.short_tolerance:g} nats of before, {100 * gate.accuracy:g}% of the needles; when shut: {stage.when_shut}",
-        )
+        opens = f"short loss within {stage.gate.short_tolerance:g} nats of before, {100 * stage.gate.accuracy:g}% of the needles"
+        yield "gate", f"{opens}; when shut: {stage.when_shut}"
     if isinstance(stage, Upcycle):
         experts = next(block.ffn for block in stage.target.layer_pattern if isinstance(block.ffn, MoEConfig))
         yield "experts", f"{experts.experts_per_token} of {experts.num_experts}, width {experts.expert.ffn_dim:,}; {stage.settings}"
@@ -145,7 +144,7 @@ def _origins(figures: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name, origin in figures.items():
         if ": " in origin:
             kind, _, why = origin.partition(": ")
-            yield "source", f"{kind}: {name}, {why}"
+            yield "source", f"{kind}: {name} ({why})"
 
 
 def _optimizer(optimizer: Any) -> str:

@@ -18,6 +18,7 @@ from lmx.pipeline import show
 from lmx.pipeline.experiment import Experiment, load_experiment
 from lmx.pipeline.graph import Graph, resolve
 from lmx.sharding.mesh import MeshConfig, build_mesh
+from lmx.stages import table
 from lmx.train.spec import TrainSpec
 from lmx.train.state import abstract_state, frozen_shardings
 from lmx.train.step import build_step
@@ -60,7 +61,10 @@ def test_every_value_can_be_written_down_and_fingerprinted(experiment: Experimen
 
 
 def test_costs_are_the_known_ones(file: Path, experiment: Experiment, graph: Graph) -> None:
-    found = "\n".join([f"{experiment.name}: {len(graph.nodes)} stages, seed {experiment.seed}", "", *show.graph_lines(graph), ""])
+    lines = [f"{experiment.name}: {len(graph.nodes)} stages, seed {experiment.seed}", "", *show.graph_lines(graph), ""]
+    if experiment.figures:  # a paper's recipe: what it does, and where each figure comes from
+        lines += [*table.stage_table(graph, experiment.figures), ""]
+    found = "\n".join(lines)
     golden = GOLDENS / f"{name_of(file)}.txt"
     if os.environ.get("LMX_UPDATE_GOLDENS"):
         golden.write_text(found)

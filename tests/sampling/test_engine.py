@@ -225,18 +225,16 @@ def test_the_repetition_penalty_counts_prompt_and_drawn_tokens(fitted: Fitted) -
 
 def test_nothing_is_compiled_after_warm_up(fitted: Fitted, ragged: list[list[int]]) -> None:
     model, params = fitted
-    config = dataclasses.replace(SIZES, max_length=63)  # a size of its own, so that other tests have compiled nothing for it
+    config = dataclasses.replace(SIZES, max_length=62)  # a size of its own, for which other tests have compiled nothing
     with compilations() as first:
-        engine = Engine(model, params, config=dataclasses.replace(config, max_length=62), eos_ids=[1])
+        engine = Engine(model, params, config=config, eos_ids=[1])
         engine.warm_up(longest_prompt=40)
     kinds = [SAMPLED, GREEDY, dataclasses.replace(SAMPLED, top_p=0.5, repetition_penalty=2.0, top_logprobs=4, top_k=3)]
     with compilations() as later:
         engine.run([Request(prompt=p, sampling=kinds[i % 3], n=1 + i % 4, seed=i) for i, p in enumerate(ragged)])
         engine.update_params(jax.tree.map(np.asarray, params))
         engine.run([Request(prompt=p, sampling=kinds[i % 2]) for i, p in enumerate(ragged[:3])])
-        Engine(model, params, config=dataclasses.replace(config, max_length=62), eos_ids=[2]).run(
-            [Request(prompt=ragged[1], sampling=SAMPLED)]
-        )
+        Engine(model, params, config=config, eos_ids=[2]).run([Request(prompt=ragged[1], sampling=SAMPLED)])
     assert first and not later
 
 

@@ -39,7 +39,7 @@ class Policy:
     def _complete(self, ids: list[int], template: str) -> Completion:
         prompt = TOKENIZER.decode(ids).removeprefix(TEMPLATE.before).removesuffix(TEMPLATE.after)
         tokens = [*TOKENIZER.encode(TEMPLATE.lead + template.format(self.right[prompt])), TOKENIZER.eos_id]
-        return Completion(tokens, np.zeros(len(tokens)), finished=True)
+        return Completion(tokens, np.zeros(len(tokens)), "stop")
 
 
 def rows_of(problems: GeneratedTasks, split: str) -> list[dict[str, Any]]:

@@ -176,6 +176,7 @@ def _backward(plan: Plan, residuals: tuple[Inputs, PyTree, Needs], cotangents: P
         start = None if head_grad is None else jnp.zeros(heads[1].shape[::-1], jnp.float32)  # [D, v], as in `chunked`
         rows_grad, hidden_grad = jax.lax.scan(partial(body, heads, ids), start, (hidden_grad, tokens))
         if head_grad is not None:
+            assert rows_grad is not None  # both or none
             head_grad = jax.lax.dynamic_update_index_in_dim(head_grad, rows_grad.T.astype(head_grad.dtype), block, axis=1)
         return (hidden_grad, head_grad), None
 

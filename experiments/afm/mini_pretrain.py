@@ -1,0 +1,24 @@
+"""AFM's on-device pre-training on a CPU: the same recipe with rows, RoPE bases and muP's base width scaled.
+
+lmx run experiments/afm/mini_pretrain.py --workdir W/afm
+"""
+
+from configs.recipes import afm
+from configs.recipes.parts import mini_report
+from lmx.pipeline.experiment import Experiment
+
+
+def get_config() -> Experiment:
+    """The pipeline."""
+    scale = afm.mini()
+    recipe = afm.pretraining(scale)
+    report = mini_report(
+        recipe,
+        scale.setting,
+        models=("parent", "pruned", "core", "continued", "lengthened"),
+        length=scale.lengths[0],
+        lengths=scale.lengths,
+        command="lmx run experiments/afm/mini_pretrain.py --workdir WORKDIR",
+        title="AFM's pre-training, mini",
+    )
+    return recipe.experiment("afm mini", more=report)

@@ -1,0 +1,24 @@
+"""Gemma 2's pre-training on a CPU: the same recipe, a teacher and two students, windows and RoPE base scaled.
+
+lmx run experiments/gemma2/mini_pretrain.py --workdir W/gemma2
+"""
+
+from configs.recipes import gemma2
+from configs.recipes.parts import mini_report
+from lmx.pipeline.experiment import Experiment
+
+
+def get_config() -> Experiment:
+    """The pipeline."""
+    scale = gemma2.mini()
+    recipe = gemma2.pretraining(scale)
+    report = mini_report(
+        recipe,
+        scale.setting,
+        models=("teacher", *scale.students),
+        length=scale.length,
+        lengths=(scale.length,),
+        command="lmx run experiments/gemma2/mini_pretrain.py --workdir WORKDIR",
+        title="Gemma 2's pre-training, mini",
+    )
+    return recipe.experiment("gemma2 mini", more=report)
