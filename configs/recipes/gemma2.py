@@ -142,10 +142,10 @@ def mini() -> Scale:
         )
 
     return Scale(
-        teacher=Size(model=model(160, 6, 6, 432), tokens=1.6e6, rows=16, peak=3e-3),
+        teacher=Size(model=model(160, 6, 6, 432), tokens=0.98e6, rows=16, peak=3e-3),
         students={
-            "student_9b": Size(model=model(96, 4, 4, 264), tokens=0.98e6, rows=16, peak=3e-3),
-            "student_2b": Size(model=model(48, 4, 2, 132), tokens=0.25e6, rows=8, peak=4e-3),
+            "student_9b": Size(model=model(96, 4, 4, 264), tokens=0.6e6, rows=16, peak=3e-3),
+            "student_2b": Size(model=model(48, 4, 2, 132), tokens=0.15e6, rows=8, peak=4e-3),
         },
         setting=setting,
         length=length,

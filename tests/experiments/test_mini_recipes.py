@@ -11,6 +11,7 @@ from configs.models import tiny
 from configs.recipes import afm, gemma2, llama31, qwen2
 from configs.recipes.parts import Recipe, Setting, mini_report, mini_setting, needle_test
 from lmx.data.recall import Facts
+from lmx.data.sources import Limited
 from lmx.eval.summary import read_summary
 from lmx.pipeline.runner import run_experiment
 from lmx.stages import LengthGate
@@ -20,7 +21,9 @@ from tests.fixtures import toy_run
 
 VOCAB, BATCH = 512, 256
 SIZES = {"model_dim": 32, "num_layers": 2, "q_heads": 2, "kv_heads": 1, "head_dim": 16, "ffn_dim": 48}
-SETTING = dataclasses.replace(mini_setting(long_characters=400, vocab_size=VOCAB), looks=1)
+MINI = mini_setting(long_characters=400, vocab_size=VOCAB)
+FEW = {name: Limited(source=source, max_bytes=60_000) for name, source in MINI.domains.items()}
+SETTING = dataclasses.replace(MINI, domains=FEW, looks=1)
 FACTS = Facts(question="{key}=", answer="{value};", digits=1)
 
 
