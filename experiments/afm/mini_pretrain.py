@@ -1,5 +1,7 @@
 """AFM's on-device pre-training on a CPU: the same recipe with rows, RoPE bases and muP's base width scaled.
 
+Hardware: a CPU, 2 cores.  Status: not yet run to the end at this size.
+
 lmx run experiments/afm/mini_pretrain.py --workdir W/afm
 """
 

@@ -1,5 +1,7 @@
 """Gemma 2's pre-training on a CPU: the same recipe, a teacher and two students, windows and RoPE base scaled.
 
+Hardware: a CPU, 2 cores.  Status: not yet run to the end at this size.
+
 lmx run experiments/gemma2/mini_pretrain.py --workdir W/gemma2
 """
 

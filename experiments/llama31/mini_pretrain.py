@@ -1,5 +1,7 @@
 """Llama 3.1's pre-training on a CPU: the same recipe with rows, marks and RoPE base scaled.
 
+Hardware: a CPU, 2 cores.  Status: not yet run to the end at this size.
+
 lmx run experiments/llama31/mini_pretrain.py --workdir W/llama31
 """
 

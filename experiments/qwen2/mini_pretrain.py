@@ -1,5 +1,7 @@
 """Qwen 2's pre-training on a CPU: the same recipe with rows and RoPE bases scaled, and an MoE upcycled.
 
+Hardware: a CPU, 2 cores.  Status: not yet run to the end at this size.
+
 lmx run experiments/qwen2/mini_pretrain.py --workdir W/qwen2
 """
 
