@@ -24,9 +24,9 @@ from lmx import cli
 from lmx.cli import models
 from lmx.model.decoder import build_model
 from lmx.pipeline import artifact as artifacts
-from lmx.pipeline.artifact import Manifest
 from lmx.tokenizer.bytes import ByteTokenizer
 from lmx.tokenizer.chat import Chat
+from tests.fixtures import manifests
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
@@ -40,18 +40,7 @@ def write(path: Path, chat: Chat | None) -> Path:
     abstract = build_model(config).abstract_params()
     params = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0, 0.5, leaf.shape), leaf.dtype), abstract)
     artifacts.write_model(epath.Path(path), config=config, params=params, tokenizer=ByteTokenizer(), chat=chat)
-    manifest = Manifest(
-        stage="tiny",
-        kind="model",
-        status="finished",
-        fingerprint="a" * 64,
-        seed=0,
-        config={},
-        inputs={},
-        versions={},
-        started="2026-01-01T00:00:00+00:00",
-    )
-    artifacts.write_manifest(epath.Path(path), manifest)
+    artifacts.write_manifest(epath.Path(path), manifests.finished())
     return path
 
 

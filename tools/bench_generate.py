@@ -14,19 +14,16 @@ reached, tried after every turn. What fits the caches, as the tiny model does, m
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.bench_sides import generate_protocol as protocol  # noqa: E402  the checkout's, wherever this runs
+from tools.bench_sides import generate_protocol as protocol
+from tools.bench_sides.parent import Side, positive
 
 SIDES = {"lmx": "tools.bench_sides.generate_lmx", "torch": "tools.bench_sides.generate_torch"}  # the first writes the weights
 TITLES = {
@@ -36,39 +33,6 @@ TITLES = {
 ROUNDS = {"tiny": 5, "135m": 2}
 AGREEMENT = 0.9  # share of rows whose first tokens must be the same; a tie may break the other way
 COMPARED = 16  # tokens of a row
-
-
-class Side:
-    """A child process that generates when it is asked to."""
-
-    def __init__(self, module: str, shape: str, folder: str) -> None:
-        """Starts the child and waits until it has its weights."""
-        self.name = module
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", module, shape, folder]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
-        self._answer()
-
-    def ask(self, request: str) -> dict[str, Any]:
-        """Sends a line and returns the answer."""
-        print(request, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def stop(self) -> None:
-        """Closes the child's input, upon which it ends."""
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            sys.exit(
-                f"bench_generate: {self.name} ended with exit code {code}, its message stands above; `make bench` installs torch"
-            )
-        return json.loads(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +125,7 @@ def agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
 def compare(shape: str, batches: list[int], rounds: int) -> tuple[dict[int, dict[str, list[Turn]]], Machine, float]:
     """Runs both sides in turn; returns the turns, the machine's rates, and the least agreement."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = {name: Side(module, shape, folder) for name, module in SIDES.items()}
+        sides = {name: Side("bench_generate", module, shape, folder) for name, module in SIDES.items()}
         turns: dict[int, dict[str, list[Turn]]] = {}
         flops, read, agreed = [], [], []
         for batch in batches:
@@ -186,21 +150,14 @@ def main() -> None:
     """Parses the command line, compares each shape and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(protocol.SHAPES), default=list(protocol.SHAPES), help="models")
-    parser.add_argument("--batches", nargs="+", type=_positive, default=[1, 8, 32], help="batch sizes (default: 1 8 32)")
-    parser.add_argument("--rounds", type=_positive, help=f"turns of each side (default: {ROUNDS})")
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8, 32], help="batch sizes (default: 1 8 32)")
+    parser.add_argument("--rounds", type=positive, help=f"turns of each side (default: {ROUNDS})")
     options = parser.parse_args()
     for shape in options.shapes:
         turns, machine, agreed = compare(shape, options.batches, options.rounds or ROUNDS[shape])
         print(table(shape, turns, machine), flush=True)
         if agreed < AGREEMENT:
             sys.exit(f"bench_generate: only {agreed:.0%} of rows begin with the same tokens, so the sides run different models")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -12,53 +12,22 @@ resident size of the whole process.
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.bench_sides.parent import Side, positive
+
 SHAPES = {
     "llama": "Llama, 4 layers of 256, 8 query and 4 KV heads, FFN 688, vocabulary 8192",
     "gemma2": "Gemma 2, the same with window 128 on every other layer, soft caps, vocabulary 32768",
 }
 SIDES = {"lmx": "tools.bench_sides.lmx_side", "torch": "tools.bench_sides.torch_side"}  # the first writes the weights
 LOSS_TOLERANCE = 1e-3  # nats, between the first losses
-
-
-class Side:
-    """A child process that trains when it is asked to."""
-
-    def __init__(self, module: str, shape: str, folder: str) -> None:
-        """Starts the child and waits until it has compiled and warmed up."""
-        self.name = module
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", module, shape, folder]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
-        self.ready = self._answer()
-
-    def ask(self, request: str) -> dict[str, Any]:
-        """Sends a line and returns the answer."""
-        print(request, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def stop(self) -> None:
-        """Closes the child's input, upon which it ends."""
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            sys.exit(f"bench_train: {self.name} ended with exit code {code}, its message stands above; `make bench` installs torch")
-        return json.loads(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +75,8 @@ def main() -> None:
     """Parses the command line, compares each shape and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="models to train")
-    parser.add_argument("--rounds", type=_positive, default=5, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--steps", type=_positive, default=3, help="steps a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=3, help="steps a turn (default: %(default)s)")
     options = parser.parse_args()
     for shape in options.shapes:
         comparison = compare(shape, options.rounds, options.steps)
@@ -120,7 +89,7 @@ def main() -> None:
 def compare(shape: str, rounds: int, steps: int) -> Comparison:
     """Trains both sides in turn, `steps` steps a turn."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = {name: Side(module, shape, folder) for name, module in SIDES.items()}
+        sides = {name: Side("bench_train", module, shape, folder) for name, module in SIDES.items()}
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         rates = []
         for _ in range(rounds):
@@ -131,13 +100,6 @@ def compare(shape: str, rounds: int, steps: int) -> Comparison:
             side.stop()
     first_loss = {name: side.ready["first_loss"] for name, side in sides.items()}
     return Comparison(turns, first_loss, sides["lmx"].ready["flops_per_token"], max(rates))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 if __name__ == "__main__":

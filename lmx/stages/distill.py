@@ -96,8 +96,8 @@ class Distill:
                 f"the teacher has vocab_size={teacher.vocab_size} and the student {self.student.vocab_size}; "
                 "distillation needs one vocabulary"
             )
-        if self.init is not None and stage_training.require_language_model(upstream, "init") != self.student:
-            raise ValueError("the model of `init` has another architecture than `student`; give both the same config")
+        if self.init is not None:
+            stage_training.check_init(upstream, self.student, "`student`")
 
     def check_mesh(self, mesh: MeshConfig) -> None:
         """As `HasMeshCheck.check_mesh`."""
@@ -137,5 +137,5 @@ class Distill:
             eval_loader=stage_training.heldout(self.training, self.data, tokenizer),
             frozen=stage_training.frozen_on_mesh(inputs["teacher"], spec, "teacher"),
             init_params=stage_training.starting_from(inputs.get("init"), spec),
-            chat=inputs["init"].chat() if "init" in inputs else None,
+            chat=stage_training.chat_of(inputs.get("init")),
         )

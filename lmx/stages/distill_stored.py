@@ -47,8 +47,7 @@ class TailBucket:
 
     def objective(self, student: Model, form: TeacherForm, router: RouterLoss) -> Objective:
         """As `StoredTarget.objective`."""
-        loss = partial(stored.tail_bucket, temperature=form.temperature)
-        return stored_distillation(student.apply, loss=loss, alpha=self.alpha, router=router)
+        return _at_the_stores_temperature(stored.tail_bucket, self.alpha, student, form, router)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,7 @@ class Renormalised:
 
     def objective(self, student: Model, form: TeacherForm, router: RouterLoss) -> Objective:
         """As `StoredTarget.objective`."""
-        loss = partial(stored.renormalised, temperature=form.temperature)
-        return stored_distillation(student.apply, loss=loss, alpha=self.alpha, router=router)
+        return _at_the_stores_temperature(stored.renormalised, self.alpha, student, form, router)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +71,7 @@ class Drawn:
 
     def objective(self, student: Model, form: TeacherForm, router: RouterLoss) -> Objective:
         """As `StoredTarget.objective`."""
-        loss = partial(stored.drawn, temperature=form.temperature)
-        return stored_distillation(student.apply, loss=loss, alpha=self.alpha, router=router)
+        return _at_the_stores_temperature(stored.drawn, self.alpha, student, form, router)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +85,12 @@ class StoredTop1Mix:
         """As `StoredTarget.objective`."""
         del form
         return stored_distillation(student.apply, loss=stored.first_choice, alpha=self.weight, router=router)
+
+
+def _at_the_stores_temperature(
+    loss: stored.StoredLoss, alpha: float, student: Model, form: TeacherForm, router: RouterLoss
+) -> Objective:
+    return stored_distillation(student.apply, loss=partial(loss, temperature=form.temperature), alpha=alpha, router=router)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,8 +131,8 @@ class DistillStored:
         """As `HasCheck.check`; looks into the store itself when it is there already."""
         stage_training.check_language_model(self.student, "`student`")
         self.training.check(self.student, upstream["logits"])
-        if self.init is not None and stage_training.require_language_model(upstream, "init") != self.student:
-            raise ValueError("the model of `init` has another architecture than `student`; give both the same config")
+        if self.init is not None:
+            stage_training.check_init(upstream, self.student, "`student`")
         source = upstream["logits"]
         if source.artifact is not None:
             self._check_store(read_header(source.artifact.path))
@@ -177,7 +180,7 @@ class DistillStored:
             loader=self._loader(store, tokenizer),  # type: ignore[arg-type]  # what the loop reads of a loader, it has
             eval_loader=heldout,  # type: ignore[arg-type]
             init_params=stage_training.starting_from(inputs.get("init"), spec),
-            chat=inputs["init"].chat() if "init" in inputs else None,
+            chat=stage_training.chat_of(inputs.get("init")),
         )
 
     def _spec(self, form: TeacherForm, mesh: Mesh) -> TrainSpec:

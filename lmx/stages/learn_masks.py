@@ -15,7 +15,6 @@ from lmx.data.text import PackedText
 from lmx.model.config import DecoderConfig
 from lmx.model.decoder import Model
 from lmx.objectives import RouterLoss, language_model
-from lmx.pipeline import artifact as artifacts
 from lmx.pipeline.artifact import Artifact
 from lmx.pipeline.stage import External, Inputs, Ref, StageContext, StageResult, Upstream, Workload, input_field
 from lmx.pruning import learned
@@ -24,8 +23,6 @@ from lmx.sharding.mesh import MeshConfig
 from lmx.stages import training as stage_training
 from lmx.stages.training import Training
 from lmx.tokenizer.protocol import Tokenizer
-from lmx.train import loop
-from lmx.train.config import RunContext
 from lmx.train.spec import TrainSpec
 
 
@@ -101,27 +98,18 @@ class LearnMasks:
         source = artifact.model_config()
         spec = self._spec(source, stage_training.stage_mesh(context))
         loader, tokenizer = self.batches(inputs, context)
-        training, config = self.training, self.training.loop
-        if context.profile and config.profile_steps is None:
-            config = dataclasses.replace(config, profile_steps=3)
-        result = loop.train(
+        result = stage_training.train(
             spec,
-            config,
+            self.training,
+            context,
             loader=loader,
-            eval_loader=stage_training.heldout(training, self.data, tokenizer),
-            run=RunContext(
-                workdir=context.workdir,
-                name=f"stage {context.name}",
-                learning_rate=training.optimizer.learning_rate(config.steps),
-                flops_per_token=lambda length: training.flops_per_token(source, length=length),
-            ),
-            key=jax.random.key(context.seed),
+            eval_loader=stage_training.heldout(self.training, self.data, tokenizer),
             init_params=lambda: self._start(artifact, source, spec, context.seed),
-            ramp=training.shapes if training.ramp else None,
         )
         child = learned.harden(result.params, source, self.target, self.schedule)
-        artifacts.write_model(context.workdir, config=self.target, params=child, tokenizer=tokenizer, chat=artifact.chat())
-        return StageResult(tokens=result.tokens, metrics={**result.metrics, "skipped": result.skipped})
+        return stage_training.leave_model(
+            result, context, config=self.target, params=child, tokenizer=tokenizer, chat=artifact.chat()
+        )
 
     def _spec(self, source: DecoderConfig, mesh: Mesh) -> TrainSpec:
         training, steps = self.training, self.training.loop.steps

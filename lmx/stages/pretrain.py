@@ -118,6 +118,6 @@ class Pretrain:
             loader=loader,
             eval_loader=stage_training.heldout(self.training, self.data, tokenizer),
             init_params=stage_training.starting_from(inputs.get("init"), spec),
-            chat=inputs["init"].chat() if "init" in inputs else None,
+            chat=stage_training.chat_of(inputs.get("init")),
             init_opt_state=keep and partial(stage_training.optimizer_state_of, inputs["init"], spec, keep),
         )

@@ -32,6 +32,7 @@ from lmx.train import loop
 from lmx.train.averages import Checkpoints
 from lmx.train.config import LoopConfig, RunContext
 from lmx.train.execution import build_execution
+from lmx.train.loop import LoopResult
 from lmx.train.spec import TrainSpec
 from lmx.train.state import abstract_state
 
@@ -227,6 +228,12 @@ def check_language_model(model: DecoderConfig, what: str) -> None:
         raise ValueError(f"{what} has a scalar head; a language model is needed")
 
 
+def check_init(upstream: Upstream, model: DecoderConfig, what: str) -> None:
+    """Raises ValueError when the input "init" is no language model of exactly the architecture that training starts from."""
+    if require_language_model(upstream, "init") != model:
+        raise ValueError(f"the model of `init` has another architecture than {what}; give both the same config")
+
+
 def check_same_tokenizer(given: Mapping[str, Tokenizer]) -> None:
     """Raises ValueError when tokenizers that must agree don't."""
     (first, expected), *others = given.items()
@@ -254,6 +261,11 @@ def params_on_mesh(artifact: Artifact, model: Model, mesh: Mesh, rules: Rules) -
 def starting_from(artifact: Artifact | None, spec: TrainSpec) -> Callable[[], Params] | None:
     """Reads the parameters to start from when the loop asks for them; None = random ones."""
     return None if artifact is None else lambda: params_on_mesh(artifact, spec.model, spec.mesh, spec.rules)
+
+
+def chat_of(artifact: Artifact | None) -> Chat | None:
+    """The chat format of the model that training starts from, None where it starts from random parameters."""
+    return None if artifact is None else artifact.chat()
 
 
 # What a stage takes over of the optimizer's state of the stage before: "all" of it, its "mean_squares" without the momentum, or
@@ -289,6 +301,51 @@ def frozen_on_mesh(artifact: Artifact, spec: TrainSpec, name: str) -> dict[str, 
     return {name: params_on_mesh(artifact, spec.frozen_models[name], spec.mesh, spec.rules)}
 
 
+def train(
+    spec: TrainSpec,
+    training: Training,
+    context: StageContext,
+    *,
+    loader: Loader,
+    eval_loader: Loader | None = None,
+    frozen: Mapping[str, Params] | None = None,
+    init_params: Callable[[], Params] | None = None,
+    init_opt_state: Callable[[], PyTree] | None = None,
+) -> LoopResult:
+    """Runs the loop in the stage's folder; what becomes of the parameters is the caller's."""
+    config = training.loop
+    if context.profile and config.profile_steps is None:
+        config = dataclasses.replace(config, profile_steps=3)
+    frozen_configs = tuple(model.config for model in spec.frozen_models.values())
+    run = RunContext(
+        workdir=context.workdir,
+        name=f"stage {context.name}",
+        learning_rate=training.optimizer.learning_rate(config.steps),
+        flops_per_token=lambda length: training.flops_per_token(spec.model.config, frozen_configs, length=length),
+    )
+    return loop.train(
+        spec,
+        config,
+        loader=loader,
+        eval_loader=eval_loader,
+        run=run,
+        key=jax.random.key(context.seed),
+        frozen=frozen,
+        init_params=init_params,
+        init_opt_state=init_opt_state,
+        ramp=training.shapes if training.ramp else None,
+        average_steps=training.average.steps(config) if isinstance(training.average, Checkpoints) else (),
+    )
+
+
+def leave_model(
+    result: LoopResult, context: StageContext, *, config: DecoderConfig, params: Params, tokenizer: Tokenizer, chat: Chat | None
+) -> StageResult:
+    """Writes the model artifact of a stage that has trained, and sums the stage up."""
+    artifacts.write_model(context.workdir, config=config, params=params, tokenizer=tokenizer, chat=chat)
+    return StageResult(tokens=result.tokens, metrics={**result.metrics, "skipped": result.skipped})
+
+
 def fit(
     spec: TrainSpec,
     training: Training,
@@ -303,28 +360,14 @@ def fit(
     chat: Chat | None = None,
 ) -> StageResult:
     """Trains and leaves the model artifact: parameters, architecture, tokenizer, and the chat format of the model it came from."""
-    config = training.loop
-    if context.profile and config.profile_steps is None:
-        config = dataclasses.replace(config, profile_steps=3)
-    frozen_configs = tuple(model.config for model in spec.frozen_models.values())
-    run = RunContext(
-        workdir=context.workdir,
-        name=f"stage {context.name}",
-        learning_rate=training.optimizer.learning_rate(config.steps),
-        flops_per_token=lambda length: training.flops_per_token(spec.model.config, frozen_configs, length=length),
-    )
-    result = loop.train(
+    result = train(
         spec,
-        config,
+        training,
+        context,
         loader=loader,
         eval_loader=eval_loader,
-        run=run,
-        key=jax.random.key(context.seed),
         frozen=frozen,
         init_params=init_params,
         init_opt_state=init_opt_state,
-        ramp=training.shapes if training.ramp else None,
-        average_steps=training.average.steps(config) if isinstance(training.average, Checkpoints) else (),
     )
-    artifacts.write_model(context.workdir, config=spec.model.config, params=result.params, tokenizer=tokenizer, chat=chat)
-    return StageResult(tokens=result.tokens, metrics={**result.metrics, "skipped": result.skipped})
+    return leave_model(result, context, config=spec.model.config, params=result.params, tokenizer=tokenizer, chat=chat)

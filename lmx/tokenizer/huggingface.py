@@ -21,6 +21,7 @@ from lmx.tokenizer.definition import (
     without_prefix,
 )
 from lmx.tokenizer.kind_file import KIND_FILE, checked_file, write_kind
+from lmx.tokenizer.pickling import PickledByFields
 from lmx.tokenizer.roles import Roles
 from lmx.tokenizer.text import check_ids, check_text, runs
 
@@ -29,7 +30,7 @@ BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(PickledByFields):
     """A `tokenizer.json`: ids are those of the `tokenizers` package without its post-processor, and no text becomes a special.
 
     Added tokens that the file does not mark as special (Qwen's `<tool_call>`, Gemma's runs of newlines) stay ordinary text, which
@@ -45,12 +46,6 @@ class HuggingFaceTokenizer:
     kind: ClassVar[str] = "huggingface"
     definition: bytes = dataclasses.field(repr=False)
     roles: Roles
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     @functools.cached_property
     def parsed(self) -> Definition:

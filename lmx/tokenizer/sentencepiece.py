@@ -21,6 +21,7 @@ import sentencepiece
 
 from lmx.tokenizer import sentencepiece_model
 from lmx.tokenizer.kind_file import KIND_FILE, checked_fields, checked_file, checked_specials, write_kind
+from lmx.tokenizer.pickling import PickledByFields
 from lmx.tokenizer.roles import Roles
 from lmx.tokenizer.sentencepiece_model import PieceType
 from lmx.tokenizer.text import check_ids, check_text, flat, runs, special_pattern, split_specials
@@ -65,7 +66,7 @@ class SentencePieceTraining:
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(PickledByFields):
     """A SentencePiece model of any origin: ids and text are the library's own, but no text becomes a special.
 
     With the models that `train` makes, `decode(encode(text)) == text` for every text that UTF-8 can hold.
@@ -84,12 +85,6 @@ class SentencePieceTokenizer:
     lossless: bool = True
     specials: tuple[tuple[str, int], ...] = ()
     roles: Roles | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     @functools.cached_property
     def parsed(self) -> sentencepiece_model.Model:

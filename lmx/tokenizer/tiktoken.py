@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import tiktoken
 
 from lmx.tokenizer.kind_file import KIND_FILE, checked_fields, checked_file, checked_specials, write_kind
+from lmx.tokenizer.pickling import PickledByFields
 from lmx.tokenizer.roles import Roles
 from lmx.tokenizer.text import check_ids, check_text, flat, special_pattern, split_specials
 
@@ -136,7 +137,7 @@ def parse_ranks(data: bytes) -> dict[bytes, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class TiktokenTokenizer:
+class TiktokenTokenizer(PickledByFields):
     """A file of ranks, run by the `tiktoken` package with the pattern and specials of one of `STYLES`.
 
     `decode(encode(text)) == text` for Llama 3, and for Qwen the normal form C of the text.
@@ -154,12 +155,6 @@ class TiktokenTokenizer:
     style: str
     specials: tuple[tuple[str, int], ...] | None = dataclasses.field(default=None, repr=False)
     roles: Roles | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     @functools.cached_property
     def parsed(self) -> dict[bytes, int]:

@@ -23,7 +23,7 @@ from lmx.core.errors import DiskFullError
 from lmx.model.decoder import build_model
 from lmx.pipeline import artifact
 from lmx.tokenizer.bytes import ByteTokenizer
-from tests.fixtures import hf_checkpoints
+from tests.fixtures import hf_checkpoints, manifests
 
 
 @pytest.fixture
@@ -43,18 +43,7 @@ def model_artifact(folder, config=None, tokenizer=True):
     artifact.write_model(path, config=config, params=params, tokenizer=ByteTokenizer())
     if not tokenizer:
         (path / "tokenizer").rmtree()
-    manifest = artifact.Manifest(
-        stage="pretrain",
-        kind="model",
-        status="finished",
-        fingerprint="f",
-        seed=0,
-        config=None,
-        inputs={},
-        versions={},
-        started="2026-01-01T00:00:00",
-    )
-    artifact.write_manifest(path, manifest)
+    artifact.write_manifest(path, manifests.finished(stage="pretrain"))
     return path, params
 
 

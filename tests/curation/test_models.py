@@ -1,7 +1,6 @@
 """A reward model as a scorer, a language model as a teacher: small random ones, from artifacts."""
 
 import dataclasses
-import datetime
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from lmx.model.decoder import build_model
 from lmx.objectives.sequence import sequence_rewards
 from lmx.pipeline import artifact
 from lmx.tokenizer.bytes import ByteTokenizer
+from tests.fixtures import manifests
 
 TOKENIZER = ByteTokenizer()
 TEXTS = ["short", "a text that is somewhat longer than the others are", "x" * 300, ""]
@@ -35,20 +35,7 @@ def saved(folder, *, scalar):
     params = model.init(jax.random.key(0))
     path = storage.as_path(folder)
     artifact.write_model(path, config=config, params=params, tokenizer=TOKENIZER)
-    now = datetime.datetime.now(datetime.UTC).isoformat()
-    manifest = artifact.Manifest(
-        stage="m",
-        kind="model",
-        status="finished",
-        fingerprint="f",
-        seed=0,
-        config=None,
-        inputs={},
-        versions={},
-        started=now,
-        finished=now,
-    )
-    artifact.write_manifest(path, manifest)
+    artifact.write_manifest(path, manifests.finished())
     return model, params
 
 

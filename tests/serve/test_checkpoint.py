@@ -10,12 +10,12 @@ from etils import epath
 
 from lmx.model.config import ScalarHead
 from lmx.pipeline import artifact as artifacts
-from lmx.pipeline.artifact import Manifest
 from lmx.sampling.request import Request, Sampling
 from lmx.serve import checkpoint as checkpoints
 from lmx.serve.checkpoint import CONTEXT, Checkpoint, open_checkpoint, parse_mesh
 from lmx.sharding.mesh import MeshConfig
 from lmx.tokenizer.bytes import ByteTokenizer
+from tests.fixtures import manifests
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +25,7 @@ def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     loaded = checkpoint.loaded
     target = epath.Path(path)
     artifacts.write_model(target, config=loaded.model.config, params=loaded.params, tokenizer=loaded.tokenizer, chat=loaded.chat)
-    manifest = Manifest(
-        stage="tiny",
-        kind="model",
-        status="finished",
-        fingerprint="a" * 64,
-        seed=0,
-        config={},
-        inputs={},
-        versions={},
-        started="2026-01-01T00:00:00+00:00",
-    )
-    artifacts.write_manifest(target, manifest)
+    artifacts.write_manifest(target, manifests.finished())
     return path
 
 

@@ -40,9 +40,10 @@ def test_sampling_parameters_reach_the_engine() -> None:
 def test_what_changes_no_result_is_accepted() -> None:
     harmless = {"user": "a", "metadata": {"b": "c"}, "store": False, "service_tier": "auto"}
     neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}}
-    completion_call(TEXT | harmless | neutral | {"suffix": None})
+    seeded = {"seed": 1}
+    assert completion_call(TEXT | seeded | harmless | neutral | {"suffix": None}) == completion_call(TEXT | seeded)
     more = {"response_format": {"type": "text"}, "modalities": ["text"], "tool_choice": "none", "parallel_tool_calls": True}
-    chat_call(CHAT | harmless | neutral | more)
+    assert chat_call(CHAT | seeded | harmless | neutral | more) == chat_call(CHAT | seeded)
 
 
 @pytest.mark.parametrize(

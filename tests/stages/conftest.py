@@ -26,7 +26,7 @@ from lmx.model.config import DecoderConfig
 from lmx.model.decoder import build_model
 from lmx.optim import AdamW, WarmupLinear
 from lmx.pipeline import artifact as artifacts
-from lmx.pipeline.artifact import Artifact, Manifest
+from lmx.pipeline.artifact import Artifact
 from lmx.pipeline.experiment import Experiment
 from lmx.pipeline.runner import run_experiment
 from lmx.pipeline.stage import Ref
@@ -46,6 +46,7 @@ from lmx.stages import (
 from lmx.stages.evaluate import RewardEvaluation, TaskEvaluation, TextEvaluation
 from lmx.tokenizer.bytes import ByteTokenizer
 from lmx.train.config import LoopConfig
+from tests.fixtures import manifests
 
 LENGTH, VOCAB = 64, 264  # the byte tokenizer has 259 pieces
 SIZES = {"model_dim": 32, "num_layers": 2, "q_heads": 2, "kv_heads": 1, "head_dim": 16, "ffn_dim": 32, "max_length": LENGTH}
@@ -149,19 +150,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def finish(folder: epath.Path, kind: str) -> Artifact:
     """Adds the manifest that makes a folder an artifact."""
-    now = "2025-01-01T00:00:00+00:00"
-    manifest = Manifest(
-        stage=folder.name,
-        kind=kind,
-        status="finished",
-        fingerprint=artifacts.digest(folder),
-        seed=0,
-        config={},
-        inputs={},
-        versions={},
-        started=now,
-        finished=now,
-    )
+    manifest = manifests.finished(stage=folder.name, kind=kind, fingerprint=artifacts.digest(folder))
     artifacts.write_manifest(folder, manifest)
     return artifacts.open_finished(folder)
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tools.bench_sides import protocol as training
+from tools.bench_sides.protocol import MATRIX as MATRIX
+
 PROMPT, NEW = 64, 128  # tokens
-MATRIX = 2048  # side of the square float32 matrices whose product gives the machine's rate
 READ_BYTES = 2**28  # of the array whose sum gives the memory's rate; larger than any cache
 INIT_STD = 0.05
 
@@ -32,9 +34,16 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(
-        vocabulary=8192, model_dim=256, layers=4, q_heads=8, kv_heads=4, head_dim=32, ffn_dim=688, tied=False
-    ),  # that of tools/bench_train.py
+    "tiny": Shape(  # that of tools/bench_train.py
+        vocabulary=training.VOCABULARY["llama"],
+        model_dim=training.MODEL_DIM,
+        layers=training.LAYERS,
+        q_heads=training.Q_HEADS,
+        kv_heads=training.KV_HEADS,
+        head_dim=training.HEAD_DIM,
+        ffn_dim=training.FFN_DIM,
+        tied=False,
+    ),
     "135m": Shape(vocabulary=49152, model_dim=576, layers=30, q_heads=9, kv_heads=3, head_dim=64, ffn_dim=1536, tied=True),
 }
 
