@@ -36,7 +36,6 @@ KINDS = {
     "gguf": "GGUF file",
     "meta": "Meta's Llama directory",
 }
-TARGET_KINDS = tuple(_TARGETS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from lmx.curation.document import Document, Drop
+from lmx.curation.document import Document
 
 # (place of the step, what is counted, label) -> number. Kinds: "in" documents, "characters" that they hold, "dropped",
 # "set_aside", "added" documents, "noted" (whatever else a step counts), "failed" (a guarantee that did not hold).
@@ -106,8 +106,3 @@ def counted(documents: Any, place: int, name: str) -> tuple[Any, Any]:
 def label_of(place: int, name: str) -> str:
     """A step's label in the graph; the progress on the console is read off these."""
     return f"[{place:02d} {name}]"
-
-
-def drops_of(pairs: Iterable[Drop]) -> Iterator[beam.pvalue.TaggedOutput]:
-    """Drops as tagged outputs."""
-    return (beam.pvalue.TaggedOutput(DROPS, item) for item in pairs)
