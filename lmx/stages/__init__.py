@@ -6,6 +6,7 @@ from lmx.stages.distill_stored import DistillStored, Drawn, Renormalised, Stored
 from lmx.stages.evaluate import Evaluate
 from lmx.stages.learn_masks import LearnMasks
 from lmx.stages.lengthen import Lengthen, LengthGate
+from lmx.stages.measure import Bench, Measure
 from lmx.stages.preference import Preference
 from lmx.stages.pretrain import Pretrain
 from lmx.stages.prune import Importance, Prune, Random, Sample
@@ -19,6 +20,7 @@ from lmx.stages.upcycle import Upcycle
 
 __all__ = [
     "SFT",
+    "Bench",
     "Bytes",
     "ContextReport",
     "Distill",
@@ -30,6 +32,7 @@ __all__ = [
     "LearnMasks",
     "LengthGate",
     "Lengthen",
+    "Measure",
     "Preference",
     "Pretrain",
     "Prune",

@@ -32,7 +32,7 @@ def build_step(spec: TrainSpec) -> Callable[[TrainState, Mapping[str, Params], P
     state, whole = state_shardings(spec), place.replicated(spec.mesh)
     batch = place.batch_shardings(spec.batch_spec, spec.mesh, spec.rules)
     return jax.jit(
-        partial(_train_step, spec),
+        partial(train_step, spec),
         in_shardings=(state, frozen_shardings(spec), batch),
         out_shardings=(state, whole),
         donate_argnums=0,
@@ -51,7 +51,8 @@ def build_eval_step(spec: TrainSpec) -> Callable[[Params, Mapping[str, Params], 
     return jax.jit(partial(_eval_step, spec), in_shardings=in_shardings, out_shardings=whole)
 
 
-def _train_step(spec: TrainSpec, state: TrainState, frozen: Mapping[str, Params], batch: PyTree) -> tuple[TrainState, Metrics]:
+def train_step(spec: TrainSpec, state: TrainState, frozen: Mapping[str, Params], batch: PyTree) -> tuple[TrainState, Metrics]:
+    """The step of `build_step` as a plain function, to be mapped over many runs; for the rest see there."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     loss, metrics, grads = _gradients(spec, state.params, frozen, batch, key)
     grad_norm = optax.global_norm(grads)
