@@ -54,7 +54,7 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Tests a claim and writes `result.json`, also into the experiment's own folder.
+    """Tests a claim and writes `result.json`.
 
     Attributes:
       claim: what is tested.
@@ -86,8 +86,7 @@ class Measure:
             machine=_machine(),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        for folder in (context.workdir, context.experiment_dir):
-            storage.write_json(folder / claim_page.RESULT, serialize.to_json(result))
+        storage.write_json(context.workdir / claim_page.RESULT, serialize.to_json(result))
         for line in claim_page.verdict(result):
             logger.info("%s", line)
         return StageResult(metrics={"passed": float(finding.passed)})
