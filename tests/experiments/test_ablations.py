@@ -15,29 +15,6 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "ablations"
 FILES = [path for path in sorted(FOLDER.glob("*.py")) if "def get_config" in path.read_text()]
 MUST_HAVE_RUN = {"M": (1, 2, 4, 5, 6, 7, 8, 10, 12, 13), "G": (1, 2, 5, 8, 9), "A": (1, 2, 5, 8, 10, 13, 15)}
-    "M1",
-    "M2",
-    "M4",
-    "M5",
-    "M6",
-    "M7",
-    "M8",
-    "M10",
-    "M12",
-    "M13",
-    "G1",
-    "G2",
-    "G5",
-    "G8",
-    "G9",
-    "A1",
-    "A2",
-    "A5",
-    "A8",
-    "A10",
-    "A13",
-    "A15",
-]
 
 
 def tested(file: Path) -> list[str]:
