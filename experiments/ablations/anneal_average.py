@@ -40,7 +40,10 @@ def measure(bench: Bench) -> Finding:
             below("held-out loss, constant with mean - constant (nats)", constant_mean - constant),
             at_most("held-out loss, linear with mean - linear (nats)", linear_mean - linear, 0.002),
         ),
-        bed=f"Llama of 125k parameters, Python's documentation in bytes, {STEPS} steps of 1,024, of which the last {TAIL} differ; checkpoints {APART} steps apart",
+        bed=(
+            f"Llama of 125k parameters, Python's documentation in bytes, {STEPS} steps of 1,024, of which the last {TAIL} differ; "
+            f"checkpoints {APART} steps apart"
+        ),
     )
 
 

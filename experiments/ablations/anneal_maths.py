@@ -45,7 +45,7 @@ def measure(bench: Bench) -> Finding:
             below("loss on sums, upsampled - default (nats)", maths[1] - maths[0], -0.02),
             below("loss on documentation, upsampled - default (nats)", general[1] - general[0], 0.01),
         ),
-        bed=f"Llama of width 32, documentation and sums in bytes, {STEPS} steps of {BATCH * LENGTH}, of which the last {TAIL} anneal",
+        bed=f"Llama of width 32, documentation and sums in bytes, {STEPS} steps of {BATCH * LENGTH}, the last {TAIL} annealing",
     )
 
 
