@@ -2,7 +2,7 @@
 
 lmx run experiments/ablations/anneal_maths.py --workdir runs/ablations/M2
 
-The mixture is 97% Python documentation and 3% solved sums. In the last tenth of the run, while the rate falls linearly to zero, one
+The mixture is 90% Python documentation and 10% solved sums. In the last twentieth of the run, while the rate falls linearly to zero, one
 arm goes on with it and the other reads 30% sums and 70% of that mixture.
 
 Hardware: a CPU, 2 cores.  Results: results/M2.json and RESULTS.md.
@@ -20,11 +20,11 @@ from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
 
-STEPS, TAIL, PEAK = 400, 40, 5e-3
+STEPS, TAIL, PEAK = 600, 30, 4e-3
 BATCH, LENGTH = 16, 64
 ARMS = ("default mixture", "30% maths in the annealing")
-DEFAULT = {"web": 97.0, "maths": 3.0}
-UPSAMPLED = {"web": 0.7 * 97.0, "maths": 0.7 * 3.0 + 30.0}
+DEFAULT = {"web": 90.0, "maths": 10.0}
+UPSAMPLED = {"web": 0.7 * 90.0, "maths": 0.7 * 10.0 + 30.0}
 
 
 def get_config() -> Experiment:

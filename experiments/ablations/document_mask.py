@@ -2,8 +2,9 @@
 
 lmx run experiments/ablations/document_mask.py --workdir runs/ablations/M5
 
-Documents of 64 tokens, the first of them the start token, two or eight to a row, in an order drawn at random. With the mask, a token sees its own document alone;
-without it, all of the row before it, at positions that run on. Rows of 128 and 512 stand for the specification's 128 and 1024.
+Documents of 64 tokens, the first of them the start token, two or eight to a row, in an order drawn at random. With the mask, a
+token sees its own document alone; without it, all of the row before it, at positions that run on. Rows of 128 and 512 stand for the
+specification's 128 and 1024.
 
 Hardware: a CPU, 2 cores.  Results: results/M5.json and RESULTS.md.
 """
