@@ -2,8 +2,8 @@
 
 lmx run experiments/ablations/anneal_maths.py --workdir runs/ablations/M2
 
-The mixture is 90% Python documentation and 10% solved sums. In the last twentieth of the run, while the rate falls linearly to zero, one
-arm goes on with it and the other reads 30% sums and 70% of that mixture.
+The mixture is 90% Python documentation and 10% solved sums. In the last twentieth of the run, while the rate falls linearly to
+zero, one arm goes on with it and the other reads 30% sums and 70% of that mixture.
 
 Hardware: a CPU, 2 cores.  Results: results/M2.json and RESULTS.md.
 """

@@ -64,7 +64,7 @@ def _row(bench: Bench, row: int) -> dict[str, np.ndarray]:
     """[no mask and mask, seeds] losses of the first tokens and of all, and how much repacking changes a token's."""
     packed = repacked(bed.text(bench.seeds, STEPS, batch_size=TOKENS // DOCUMENT, length=DOCUMENT), row)
     batches = jax.tree.map(lambda *arms: np.stack(arms), without_mask(packed), packed)
-    model = bed.model_of(bed.llama(model_dim=32, max_length=row))
+    model = bed.model_of(bed.llama(model_dim=32, max_length=ROWS[-1]))
     schedule = WarmupCosine(peak=PEAK, warmup_steps=20)
     trained = population.train(
         bed.spec(model, language_model(model.apply), batches),
