@@ -97,4 +97,4 @@ def _by_position(config: DecoderConfig, params: Params, rows: LMBatch) -> tuple[
     """[seeds] losses at positions 32..127 and 128..255"""
     values, positions = bed.token_losses(bed.model_of(config), params, rows), np.asarray(rows.positions)
     near = (positions >= SHORT) & (positions < LONG // 2)
-    return tuple(population.mean_over_tokens(values, rows, where)[0] for where in (near, positions >= LONG // 2))  # type: ignore[return-value]
+    return tuple(population.mean_over_tokens(values, rows, where)[0] for where in (near, positions >= LONG // 2))

@@ -10,6 +10,8 @@ Hardware: a CPU, 2 cores.  Results: results/M5.json and RESULTS.md.
 """
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +40,7 @@ def get_config() -> Experiment:
 
 def measure(bench: Bench) -> Finding:
     """Two lengths of rows, with and without the mask."""
-    found = {row: bench.part(f"rows of {row}", lambda row=row: _row(bench, row)) for row in ROWS}
+    found = {row: bench.part(f"rows of {row}", partial(_row, bench, row)) for row in ROWS}
     short, long = (found[row]["first"][0] - found[row]["first"][1] for row in ROWS)  # without - with
     moved = np.maximum(*(found[row]["moved"][1] for row in ROWS))
     checks: tuple[Check, ...] = (
@@ -52,8 +54,8 @@ def measure(bench: Bench) -> Finding:
     arms = [f"{mask}, rows of {row}" for row in ROWS for mask in ("no mask", "mask")]
     return Finding(
         outcomes={
-            "loss on a document's first 32 tokens (nats)": by_arm(arms, np.concatenate([found[row]["first"] for row in ROWS])),
-            "loss on all tokens (nats)": by_arm(arms, np.concatenate([found[row]["all"] for row in ROWS])),
+            "loss on a document's first 32 tokens (nats)": by_arm(arms, [losses for row in ROWS for losses in found[row]["first"]]),
+            "loss on all tokens (nats)": by_arm(arms, [losses for row in ROWS for losses in found[row]["all"]]),
         },
         checks=checks,
         bed=f"Llama of width 32, documents of {DOCUMENT} bytes of Python's documentation, {STEPS} steps of {TOKENS}",
@@ -99,17 +101,19 @@ def repacked(documents: LMBatch, row: int) -> LMBatch:
     """Rows [..., B, T], each taken for a document behind a start token, joined to rows of `row` tokens with a segment each."""
     count = row // DOCUMENT
 
-    def joined(x: np.ndarray) -> np.ndarray:
+    def joined(x: Any) -> np.ndarray:
         return np.reshape(x, (*x.shape[:-2], x.shape[-2] // count, row))
 
     segments = np.broadcast_to(1 + np.arange(row) // DOCUMENT, joined(documents.tokens).shape)
     places = np.broadcast_to(np.arange(row) % DOCUMENT, segments.shape)
     rows = jax.tree.map(joined, documents)
     tokens = np.where(places == 0, np.int32(start_id(bed.BYTES)), rows.tokens)
-    return dataclasses.replace(rows, tokens=tokens, segment_ids=segments.astype(np.int32), positions=places.astype(np.int32))
+    changed: dict[str, Any] = {"tokens": tokens, "segment_ids": segments.astype(np.int32), "positions": places.astype(np.int32)}
+    return dataclasses.replace(rows, **changed)
 
 
 def without_mask(rows: LMBatch) -> LMBatch:
     """The same rows as one document each, positions running on."""
     places = np.broadcast_to(np.arange(rows.tokens.shape[-1], dtype=np.int32), rows.tokens.shape)
-    return dataclasses.replace(rows, segment_ids=np.ones_like(rows.segment_ids), positions=places)
+    changed: dict[str, Any] = {"segment_ids": np.ones_like(rows.segment_ids), "positions": places}
+    return dataclasses.replace(rows, **changed)

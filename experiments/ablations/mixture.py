@@ -1,6 +1,7 @@
 """The mixture of experts that M12 and M13 share, and what is measured of its routing."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +41,15 @@ def model() -> Model:
     return build_model(config(), Execution(experts=dense_experts))
 
 
-def dense_experts(x: Array, gate: Array, up: Array, down: Array, expert_ids: Array, weights: Array, *, activation: object) -> Array:
+def dense_experts(
+    x: Array, gate: Array, up: Array, down: Array, expert_ids: Array, weights: Array, *, activation: Callable[[Array], Array]
+) -> Array:
     """What `lmx.model.experts.dropless_experts` computes, by running every expert on every token.
 
     `jax.lax.ragged_dot`, which that one rests on, can't be mapped twice in jax 0.10 (over arms and over seeds).
     """
     of_expert = jnp.einsum("BTk,BTkE->BTE", weights, jax.nn.one_hot(expert_ids, gate.shape[0], dtype=x.dtype))
-    hidden = gated(jnp.einsum("BTD,EDF->BTEF", x, gate), jnp.einsum("BTD,EDF->BTEF", x, up), activation)  # type: ignore[arg-type]
+    hidden = gated(jnp.einsum("BTD,EDF->BTEF", x, gate), jnp.einsum("BTD,EDF->BTEF", x, up), activation)
     return jnp.einsum("BTEF,EFD,BTE->BTD", hidden, down, of_expert)
 
 
@@ -85,7 +88,8 @@ def output_cosine(params: Params, *, tokens: int = 256) -> np.ndarray:
 
     def layer(experts: Params, gain: Array) -> Array:
         inputs = x * gain
-        hidden = gated(*(jnp.einsum("MD,EDF->EMF", inputs, experts[name]) for name in ("gate", "up")), silu)
+        gate, up = (jnp.einsum("MD,EDF->EMF", inputs, experts[name]) for name in ("gate", "up"))
+        hidden = gated(gate, up, silu)
         outputs = jnp.einsum("EMF,EFD->EMD", hidden, experts["down"])
         directions = outputs / jnp.linalg.norm(outputs, axis=-1, keepdims=True)
         cosines = jnp.einsum("EMD,GMD->EG", directions, directions) / tokens
