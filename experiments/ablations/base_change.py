@@ -2,8 +2,8 @@
 
 lmx run experiments/ablations/base_change.py --workdir runs/ablations/M7
 
-Rows of 32 with Qwen 2's first base, matched to that length, then rows of 256 of long documents with the same base or with its
-second one, matched to 256 (the papers' 4,096 and 32,768 stand 1 to 8 as well).
+Rows of 32 with Qwen 2's first base, matched to that length, then rows of 256, half of them of long documents, with the same base or
+with its second one, matched to 256 (the paper's 4,096 and 32,768 stand 1 to 8 as well).
 
 Hardware: a CPU, 2 cores.  Results: results/M7.json and RESULTS.md.
 """
@@ -27,8 +27,8 @@ from lmx.stages import Bench
 from lmx.train import population
 
 SHORT, LONG, HEAD_DIM, TOKENS = 32, 256, 16, 1024
-FIRST = (400, WarmupCosine(peak=5e-3, warmup_steps=20))
-SECOND = (120, WarmupCosine(peak=2e-3, warmup_steps=10))
+FIRST = (300, WarmupCosine(peak=5e-3, warmup_steps=20))
+SECOND = (180, WarmupCosine(peak=2e-3, warmup_steps=10))
 ARMS = ("base kept", "base raised")
 
 
@@ -66,13 +66,15 @@ def _losses(bench: Bench) -> dict[str, np.ndarray]:
     first, second = _config(1e4, 4096, SHORT), _config(1e6, 32768, LONG)
     rows = bed.text(bench.seeds, FIRST[0], batch_size=TOKENS // SHORT, length=SHORT)
     started = _trained(first, _initial(first, bench), rows, *FIRST)
-    documents = PackedText(components=(Component(source=Long(source=python_corpus.prose().components[0].source, min_bytes=1000)),))
+    prose = python_corpus.prose().components[0]
+    long = Component(source=Long(source=prose.source, min_bytes=1000))
+    documents = PackedText(components=(prose, long))
     rows = bed.text(bench.seeds, SECOND[0], batch_size=TOKENS // LONG, length=LONG, data=documents)
     lengthened = [(config, _trained(config, started, rows, *SECOND)) for config in (first, second)]
     short = bed.heldout(32, batch_size=32, length=SHORT)
-    long = bed.heldout(32, batch_size=8, length=LONG, data=documents)
-    before = [_by_position(config, started, long) for config in (first, second)]
-    after = [_by_position(config, params, long) for config, params in lengthened]
+    far = bed.heldout(32, batch_size=8, length=LONG, data=PackedText(components=(long,)))
+    before = [_by_position(config, started, far) for config in (first, second)]
+    after = [_by_position(config, params, far) for config, params in lengthened]
     return {
         "short": np.concatenate(
             [bed.mean_losses(bed.model_of(config), params, short) for config, params in ((first, started), *lengthened)]

@@ -59,7 +59,7 @@ def measure(bench: Bench) -> Finding:
             at_most("held-out loss at the end, ramp - constant (nats)", final[1] - final[0], 0.01),
             at_most("spikes, ramp - constant", spikes[1] - spikes[0], 0.0),
         ),
-        bed=f"Llama of width 32, documentation in bytes, {TOKENS} tokens in batches of {WHOLE} or {WHOLE // 4}, {WHOLE // 2}, {WHOLE}",
+        bed=f"Llama of width 32, documentation in bytes, {TOKENS} tokens in batches of {WHOLE}; ramp from {WHOLE // 4}",
     )
 
 
