@@ -2,7 +2,7 @@
 
 lmx run experiments/ablations/anneal_maths.py --workdir runs/ablations/M2
 
-The mixture is 90% Python documentation and 10% solved sums. In the last twentieth of the run, while the rate falls linearly to
+The mixture is 90% Python documentation and 10% solved sums. In the last fiftieth of the run, while the rate falls linearly to
 zero, one arm goes on with it and the other reads 30% sums and 70% of that mixture.
 
 Hardware: a CPU, 2 cores.  Results: results/M2.json and RESULTS.md.
@@ -20,7 +20,7 @@ from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
 
-STEPS, TAIL, PEAK = 600, 30, 4e-3
+STEPS, TAIL, PEAK = 1200, 24, 4e-3
 BATCH, LENGTH = 16, 64
 ARMS = ("default mixture", "30% maths in the annealing")
 DEFAULT = {"web": 90.0, "maths": 10.0}
