@@ -108,10 +108,14 @@ def _scores(config: Curation, drops: list[dict[str, Any]]) -> dict[str, dict[str
     for step, kinds in PURPOSES.items():
         for kind in kinds:
             pages = [(url, truth) for url, truth in truths.items() if truth.kind == kind and url not in by_chance]
-            recall[kind] = np.mean([url in found or (kind in COPIES and originals[truth.group] in found) for url, truth in pages])
+            recall[kind] = _share([url in found or (kind in COPIES and originals[truth.group] in found) for url, truth in pages])
         right = [_is_right(truths, url, kinds) for url in (row["url"] for row in drops if row["step"] == step)]
-        precision[step] = np.mean(right)
+        precision[step] = _share(right)
     return {"recall": recall, "precision": precision}
+
+
+def _share(values: list[bool]) -> np.ndarray:
+    return np.asarray(np.mean(values))
 
 
 def _is_right(truths: Mapping[str, Truth], url: str, kinds: tuple[str, ...]) -> bool:
