@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -80,7 +79,7 @@ class Measure:
             claim=self.claim,
             finding=finding,
             seeds=self.seeds,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=shlex.join(["lmx", *sys.argv[1:]]),
             commit=_commit(),
             seconds=round(time.monotonic() - begin, 1),
             machine=_machine(),
