@@ -28,7 +28,7 @@ from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
 
-STEPS, BATCH, LENGTH, PEAK = 300, 8, 32, 1e-2
+STEPS, BATCH, LENGTH, PEAK = 450, 8, 32, 1e-2
 DRAWS = (1, 4, 16, 64)
 KEPT = (4, 16)
 LOSSES = ("labels", "full", "drawn", *(f"top {k} {form}" for k in KEPT for form in ("renormalised", "with tail")))
@@ -64,6 +64,10 @@ def measure(bench: Bench) -> Finding:
         bed=(
             f"Llama of {bed.model_of(student()).num_params() // 1000}k parameters, Markov chain over {markov.SYMBOLS} "
             f"symbols with the exact teacher, {STEPS} steps of {BATCH * LENGTH}"
+        ),
+        note=(
+            "The distance of 64 draws to the full distribution is a matter of tokens: on 38 thousand it was 0.0138, on 77 thousand "
+            "0.01001, both above the bound, so a third run was given 115 thousand."
         ),
     )
 
