@@ -1,7 +1,7 @@
 """The bed that the ablations share: small models, byte-level text, and how a population is trained and judged on them."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -35,7 +35,14 @@ ADAMW = AdamW(schedule=Constant(value=1.0), weight_decay=0.1)
 
 def experiment(claim: str, by: Callable[[Bench], Finding]) -> Experiment:
     """The experiment of one claim: a single stage."""
-    return Experiment(name=claim, seed=0, stages={"claim": Measure(claim=claims.BY_ID[claim], by=by)})
+    return experiments({claim: by})
+
+
+def experiments(functions: Mapping[str, Callable[[Bench], Finding]]) -> Experiment:
+    """The experiment of claims that share their runs: claim -> its function. One stage is named "claim", several by their ids."""
+    stages = {claim: Measure(claim=claims.BY_ID[claim], by=by) for claim, by in functions.items()}
+    name = "-".join(stages)
+    return Experiment(name=name, seed=0, stages=stages if len(stages) > 1 else {"claim": stages[name]})
 
 
 def llama(
