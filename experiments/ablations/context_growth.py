@@ -35,11 +35,11 @@ from lmx.stages.lengthen import LengthGate
 from lmx.train import population
 
 SHORT, LENGTHS, ROW, BATCH = 30, (40, 48, 60, 80, 120, 240), 240, 4
-FIRST, EVERY, MOST = 500, 20, 80  # steps at the short length; between two looks at a gate; at one length
+FIRST, EVERY, MOST = 500, 20, 120  # steps at the short length; between two looks at a gate; at one length
 FACTS = Facts(question="{key}", answer="{value}", opening="", ending="", keys=("@",), digits=1)
 NEEDLES = NeedleTest(facts=FACTS, samples=20)
 GATE = LengthGate(short_length=SHORT, short_tolerance=0.01, needle=NEEDLES, accuracy=0.95, every=EVERY)
-PEAK = 5e-3
+PEAK, LATER = 5e-3, 2e-3  # learning rates at the short length and at the others
 ARMS = ("staged", "one jump")
 
 
@@ -114,7 +114,7 @@ def _trained(
 ) -> dict[int, Params]:
     """The parameters at each look at the gate, or only at the end."""
     rows = packed(length, seeds, steps)
-    schedule = WarmupCosine(peak=PEAK, warmup_steps=10, end_ratio=0.3)
+    schedule = WarmupCosine(peak=PEAK if length == SHORT else LATER, warmup_steps=10, end_ratio=0.2)
     looks = range(EVERY, steps + 1, EVERY)
     trained = population.train(
         bed.spec(model, language_model(model.apply), rows),
