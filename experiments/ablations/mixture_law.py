@@ -9,6 +9,9 @@ off at four times the largest of the three; then the five are trained at that si
 Hardware: a CPU, 2 cores.  Results: results/M11.json and RESULTS.md.
 """
 
+import statistics
+from functools import partial
+
 import jax
 import numpy as np
 
@@ -44,9 +47,7 @@ def get_config() -> Experiment:
 
 def measure(bench: Bench) -> Finding:
     """Three sizes, a prediction, and what came."""
-    losses = np.stack(
-        [bench.part(f"width {width}", lambda width=width: {"loss": _losses(bench, width)})["loss"] for width in WIDTHS]
-    )
+    losses = np.stack([bench.part(f"width {width}", partial(_losses, bench, width))["loss"] for width in WIDTHS])
     sizes = [float(width**2) for width in WIDTHS]  # layers grow with the square of the width
     predicted = np.stack(
         [[_predicted(sizes, losses[:-1, arm, seed]) for seed in range(losses.shape[2])] for arm in range(losses.shape[1])]
@@ -57,7 +58,7 @@ def measure(bench: Bench) -> Finding:
     arms = tuple(MIXTURES)
     return Finding(
         outcomes={
-            "loss predicted at width 96 (nats)": by_arm(arms, predicted),
+            "loss predicted at width 96 (nats)": by_arm(arms, list(predicted)),
             **{f"loss at width {width} (nats)": by_arm(arms, losses[row]) for row, width in enumerate(WIDTHS)},
         },
         checks=(
@@ -79,8 +80,8 @@ def _predicted(sizes: list[float], losses: np.ndarray) -> float:
 
 def _spearman(left: np.ndarray, right: np.ndarray) -> float:
     """Pearson's correlation of the ranks."""
-    ranks = [np.argsort(np.argsort(values)) for values in (left, right)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = [np.argsort(np.argsort(values)).tolist() for values in (left, right)]
+    return statistics.correlation(*ranks)
 
 
 def _model(width: int) -> Model:
@@ -98,7 +99,7 @@ def _model(width: int) -> Model:
     return bed.model_of(config)
 
 
-def _losses(bench: Bench, width: int) -> np.ndarray:
+def _losses(bench: Bench, width: int) -> dict[str, np.ndarray]:
     """[mixtures, seeds]"""
     sources = domains.stand_ins(long_characters=LENGTH)
     data = [domains.mixture(sources, weights) for weights in MIXTURES.values()]
@@ -113,4 +114,5 @@ def _losses(bench: Bench, width: int) -> np.ndarray:
         own_batches=True,
     )
     heldout = {name: bed.heldout(8, length=LENGTH, data=domains.mixture(sources, {name: 1.0})) for name in JUDGED}
-    return sum((weight * bed.mean_losses(model, trained.params, heldout[name]) for name, weight in JUDGED.items()), np.zeros(()))
+    losses = [weight * bed.mean_losses(model, trained.params, heldout[name]) for name, weight in JUDGED.items()]
+    return {"loss": np.sum(losses, axis=0)}
