@@ -13,8 +13,8 @@ from lmx.data.sources import ArrayRecords, Limited, PythonCorpus, Row, Rows, Sou
 from lmx.data.tasks import WORDS
 from lmx.data.text import Component, PackedText
 
-# What the needle tests of the mini recipes ask for, and what their long documents teach: one of 40 keys, two digits.
-SMALL_FACTS = Facts(keys=WORDS[:40], digits=2)
+# What the needle tests of the mini recipes ask for, and what their long documents teach: one of 40 keys, two digits, few tokens.
+SMALL_FACTS = Facts(question="{key}=", answer="{value};", keys=WORDS[:40], digits=2)
 
 
 def mixture(
@@ -64,8 +64,30 @@ def stand_ins(*, long_characters: int, heldout_bytes: int = 12_000) -> dict[str,
     prose, code = PythonCorpus(kind="prose"), PythonCorpus(kind="code")
     arithmetic = tuple(task for task in tasks.medium() if task.name in ("addition", "subtraction", "maximum"))
     words = tuple(task for task in tasks.medium() if task not in arithmetic)
-    recall = RecallText(
-        facts=SMALL_FACTS, num_facts=2, questions=2, min_characters=20, max_characters=120, count=6_000, heldout_count=150, seed=1
+
+    def asking(repeats: int, characters: tuple[int, int], *, count: int, seed: int) -> RecallText:
+        """Texts with one fact."""
+        low, high = characters
+        return RecallText(
+            facts=SMALL_FACTS,
+            num_facts=1,
+            repeats=repeats,
+            questions=1,
+            min_characters=low,
+            max_characters=high,
+            count=count,
+            heldout_count=50,
+            seed=seed,
+        )
+
+    # A fact that is stated often leaves much to look up, one that is stated once teaches the whole distance to the question.
+    recall = Joined(sources=(asking(4, (0, 240), count=9_000, seed=1), asking(1, (0, 300), count=6_000, seed=6)))
+    sizes = [long_characters // part for part in (5, 2, 1)]
+    long_recall = Joined(
+        sources=tuple(
+            asking(repeats, (size // 4, size), count=800, seed=seed)
+            for seed, (size, repeats) in enumerate(((size, repeats) for size in sizes for repeats in (1, 6)), start=10)
+        )
     )
     found: dict[str, Source] = {
         "web": prose,
@@ -77,16 +99,7 @@ def stand_ins(*, long_characters: int, heldout_bytes: int = 12_000) -> dict[str,
         "synthetic": recall,
         "licensed": Long(source=prose, min_bytes=4_000),
         "long documents": Long(source=Joined(sources=(prose, code)), min_bytes=long_characters),
-        "long questions": RecallText(
-            facts=SMALL_FACTS,
-            num_facts=3,
-            questions=2,
-            min_characters=40,
-            max_characters=long_characters,
-            count=1_500,
-            heldout_count=20,
-            seed=4,
-        ),
+        "long questions": long_recall,
     }
     return {
         name: Splits(train=source, heldout=Limited(source=source, max_bytes=heldout_bytes), heldout_split="heldout")

@@ -38,6 +38,8 @@ class Scale:
       tokens: of the main stage.
       warmup_steps: of the learning rate.
       schedule_steps: of the whole cosine, more than the main stage makes; None = 1.09 times those.
+      recall_share: percent of the main stage's tokens in short texts that ask for what they stated, and at least so many in the
+        long ones of the context steps; 0 = the report's mixture, with 20% of questions about long texts.
       lengths: of the context steps.
       lengthening_tokens: of all context steps together, at most.
       lengthening_rate: learning rate there; None = where the cosine stopped.
@@ -57,6 +59,7 @@ class Scale:
     tokens: float = 15.6e12
     warmup_steps: int = 8_000
     schedule_steps: int | None = 1_200_000
+    recall_share: float = 0.0
     lengths: tuple[int, ...] = (13_312, 20_480, 32_768, 52_224, 82_944, 131_072)
     lengthening_tokens: float = 800e9
     lengthening_rate: float | None = None
@@ -69,7 +72,7 @@ class Scale:
 
 def pretraining(scale: Scale) -> Recipe:
     """Main stage, context lengthening, annealing."""
-    at, text = scale, scale.setting.domains
+    at = scale
     first, *later = phases = _ramp(at)
     steps = steps_of(at.tokens, at.batch_tokens, *phases)
     cosine = WarmupCosine(peak=at.peak, warmup_steps=at.warmup_steps, end_ratio=0.01)  # 8e-5 to 8e-7
@@ -92,9 +95,7 @@ def pretraining(scale: Scale) -> Recipe:
         ),
         lengthened=Lengthen(
             source=Ref("main"),
-            data=mixture(
-                text, {name: 0.5 * share for name, share in FINAL_MIX.items()} | {"long documents": 30.0, "long questions": 20.0}
-            ),
+            data=lengthening_mixture(at),
             lengths=at.lengths,
             rope_scaling=_scaling(at),
             training=_training(
@@ -129,14 +130,28 @@ def pretraining(scale: Scale) -> Recipe:
 
 def main_mixture(at: Scale) -> PackedText:
     """More maths and other languages on the way, recent web at the end; the final shares are the report's."""
+
+    def with_recall(shares: dict[str, float]) -> dict[str, float]:
+        if not at.recall_share:
+            return shares
+        return {name: (1 - at.recall_share / 100) * share for name, share in shares.items()} | {"synthetic": at.recall_share}
+
     return mixture(
         at.setting.domains,
-        {"web": 64.0, "maths": 15.0, "code": 17.0, "multilingual": 4.0},
+        with_recall({"web": 64.0, "maths": 15.0, "code": 17.0, "multilingual": 4.0}),
         [
-            (round(0.5 * at.tokens), {"web": 50.0, "maths": 25.0, "code": 17.0, "multilingual": 8.0}),
-            (round(0.8 * at.tokens), FINAL_MIX),
+            (round(0.5 * at.tokens), with_recall({"web": 50.0, "maths": 25.0, "code": 17.0, "multilingual": 8.0})),
+            (round(0.8 * at.tokens), with_recall(FINAL_MIX)),
         ],
     )
+
+
+def lengthening_mixture(at: Scale) -> PackedText:
+    """Half as much of everything, long documents, and questions about long texts."""
+    questions = max(20.0, at.recall_share)
+    rest = (100 - questions) / 80
+    shares = {name: 0.5 * rest * share for name, share in FINAL_MIX.items()}
+    return mixture(at.setting.domains, shares | {"long documents": 30.0 * rest, "long questions": questions})
 
 
 def annealing_mixture(at: Scale, candidate: str | None = None) -> PackedText:
@@ -239,11 +254,16 @@ def _before_lengthening(at: Scale) -> DecoderConfig:
 def _figures(at: Scale) -> dict[str, Figures]:
     """Where the numbers come from."""
     flagship = at.peak == 8e-5  # of the others the report gives the peak, and says that the recipe is similar
+    recall = {
+        "recall": f"{at.recall_share:g}% of the tokens, so that so small a model learns to look things up: only at this scale"
+    }
+    recall = recall if at.recall_share else {}
     main = at.setting.figures(
         report="length, batch, marks of the ramp, RoPE base, final mixture, peak" + (", tokens, rate" if flagship else ""),
         choice={
             **({} if flagship else {"rate": "warm-up, cosine and end of the 405B", "tokens": "those of the 405B"}),
             "mixture": "the report says what rose and fell, and gives the shares at the end only",
+            **recall,
             "b1, b2, clip, decay": "not published; a decay of 0.1 times the rate is that of the scaling-law runs",
         },
     )
@@ -254,6 +274,7 @@ def _figures(at: Scale) -> dict[str, Figures]:
             "length": "those between are not published; geometric",
             "rate": "not published; where the cosine stopped",
             "mixture": "not published",
+            **recall,
             "tolerance": "how near 'recovered' is, is not published",
             "scaling": "switched on here, for the report doesn't say when",
         },
@@ -280,32 +301,33 @@ def paper(model: DecoderConfig, *, peak: float, tokens: float = 15.6e12) -> Scal
 def mini() -> Scale:
     """A CPU: rows of 64, then 128, then six steps to 1,024; marks at 2% and 18% of the tokens, for 252M is 0.0016% of 15.6T."""
     setting = mini_setting(long_characters=2_400)
-    tokens = 1.2e6
+    tokens = 2.4e6
     return Scale(
         model=tiny.llama3(
             setting.vocab_size,
-            model_dim=96,
-            num_layers=4,
+            model_dim=64,
+            num_layers=3,
             q_heads=4,
             kv_heads=2,
             head_dim=32,
-            ffn_dim=264,
+            ffn_dim=176,
             max_length=1_024,
             lengthening=8,
         ),
         setting=setting,
-        peak=3e-3,
+        peak=5e-3,
         length=128,
-        batch_tokens=4_096,
+        batch_tokens=2_048,
         marks=(0.02 * tokens, 0.184 * tokens),
         tokens=tokens,
         warmup_steps=30,
         schedule_steps=None,
+        recall_share=40.0,
         lengths=(184, 256, 360, 512, 728, 1_024),
-        lengthening_tokens=6 * 60 * 4_096,
+        lengthening_tokens=6 * 120 * 2_048,
         lengthening_rate=1e-3,
-        annealing_tokens=40 * 4_096,
-        annealing_batch_tokens=4_096,
+        annealing_tokens=40 * 2_048,
+        annealing_batch_tokens=2_048,
         gate=LengthGate(
             short_length=128, short_tolerance=0.05, short_batches=4, needle=needle_test(SMALL_FACTS), accuracy=0.9, every=20
         ),

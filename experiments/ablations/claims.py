@@ -5,6 +5,7 @@ Ids, arms and rules follow the specification; beds are smaller (see `bed`), and 
 
 from lmx.eval.claims import Claim
 
+TITLE = "Claims of four papers' pre-training, tested on small beds"
 CLAIMS = (
     Claim(
         id="M1",

@@ -1,4 +1,4 @@
-"""The verbs of an experiment file: run, show, data."""
+"""The verbs of experiment files: run, show, data; and report, of a folder of them."""
 
 import argparse
 import os
@@ -12,6 +12,7 @@ def add(verbs: Any) -> None:
     _add_run(_verb(verbs, "run", _run, "run an experiment, or go on with it"))
     _verb(verbs, "show", _show, "print the stage graph, parameters, FLOPs, tokens and the resolved config; touches no device")
     _add_data(_verb(verbs, "data", _data, "print packed batches of a stage, decoded, with boundaries and loss masks"))
+    _add_report(verbs)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -63,6 +64,14 @@ def _data(options: argparse.Namespace) -> None:
         print(line)
 
 
+def _report(options: argparse.Namespace) -> None:
+    from lmx.stages import claim_report
+
+    results = options.results or options.folder / "results"
+    output = options.output or options.folder / "RESULTS.md"
+    print(claim_report.write_page(options.folder, results, output))
+
+
 def _seeds(text: str | None) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",")] if text else []
@@ -100,3 +109,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--characters", metavar="N", type=int, default=600, help="characters of a document to show (default: %(default)s)"
     )
+
+
+def _add_report(verbs: Any) -> None:
+    summary = "write the page of claims from a folder of experiments and their results"
+    parser: argparse.ArgumentParser = verbs.add_parser("report", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    parser.set_defaults(verb=_report)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder with a claims.py that defines CLAIMS")
+    parser.add_argument("--results", metavar="DIR", type=Path, help="folder of the result files (default: FOLDER/results)")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="where to write the page (default: FOLDER/RESULTS.md)")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")

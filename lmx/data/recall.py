@@ -116,6 +116,7 @@ class RecallText:
       facts: their wording.
       filler: what surrounds them.
       num_facts: stated in a document, at random places.
+      repeats: how often each is stated; a later statement asks what the first one said, so short texts teach more.
       questions: asked at the end, each of another fact.
       min_characters: of the filler; the length of each document is drawn between the two.
       max_characters: of the filler.
@@ -127,6 +128,7 @@ class RecallText:
     facts: Facts = Facts()
     filler: Filler = Filler()
     num_facts: int = 4
+    repeats: int = 1
     questions: int = 2
     min_characters: int
     max_characters: int
@@ -140,6 +142,8 @@ class RecallText:
                 f"questions={self.questions} must lie in 1..num_facts={self.num_facts}, and that not exceed the "
                 f"{len(self.facts.keys)} keys"
             )
+        if self.repeats < 1:
+            raise ValueError(f"repeats={self.repeats} must be at least 1; every fact is stated once before it is asked for")
         if not 0 <= self.min_characters <= self.max_characters or self.count < 1 or self.heldout_count < 1:
             raise ValueError(
                 f"min_characters={self.min_characters} must lie in 0..max_characters={self.max_characters}, count={self.count} and "
@@ -161,9 +165,10 @@ class RecallText:
         size = generator.randint(self.min_characters, self.max_characters)
         filler = self.filler.draw(generator, size, split)[:size]
         known = self.facts.draw(generator, self.num_facts)
-        places = sorted(generator.randint(0, size) for _ in known)
+        stated = known * self.repeats
+        places = sorted(generator.randint(0, size) for _ in stated)
         parts = []
-        for start, end, fact in zip([0, *places], [*places, size], [*known, None], strict=True):
+        for start, end, fact in zip([0, *places], [*places, size], [*stated, None], strict=True):
             parts.append(filler[start:end])
             parts.append("" if fact is None else self.facts.state(*fact))
         asked = generator.sample(known, self.questions)

@@ -16,7 +16,8 @@ from lmx.data.sources import Rows, Source, field_of
 from lmx.tokenizer.protocol import Tokenizer
 
 FORMAT = 1
-BLOCK_TOKENS = 1 << 20  # documents are gathered into blocks of about this size, so memory stays bounded when the store is on disk
+# Documents are tokenized in blocks of about this size: enough for all cores, and memory stays bounded when the store is on disk.
+BLOCK_CHARACTERS = 1 << 21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,25 +102,23 @@ def _offsets(lengths: list[np.ndarray]) -> np.ndarray:
 
 def _blocks(rows: Rows, source: Source, field: str, tokenizer: Tokenizer) -> Iterator[TokenStore]:
     """Consecutive documents, tokenized, some at a time."""
-    dtype = _dtype(tokenizer)
-    documents: list[np.ndarray] = []
-    size, text_bytes = 0, 0
+    documents: list[str] = []
+    size = 0
     for index in range(len(rows)):
-        text = field_of(rows[index], field, source, index)
-        if not text:
-            continue
-        documents.append(np.array(tokenizer.encode(text), dtype))
-        size += len(documents[-1])
-        text_bytes += len(text.encode("utf-8", "surrogatepass"))
-        if size >= BLOCK_TOKENS:
-            yield _block(documents, text_bytes)
-            documents, size, text_bytes = [], 0, 0
+        if text := field_of(rows[index], field, source, index):
+            documents.append(text)
+            size += len(text)
+        if size >= BLOCK_CHARACTERS:
+            yield _block(documents, tokenizer)
+            documents, size = [], 0
     if documents:
-        yield _block(documents, text_bytes)
+        yield _block(documents, tokenizer)
 
 
-def _block(documents: list[np.ndarray], text_bytes: int) -> TokenStore:
-    return TokenStore(np.concatenate(documents), _offsets([np.array([len(document) for document in documents])]), text_bytes)
+def _block(documents: list[str], tokenizer: Tokenizer) -> TokenStore:
+    ids = [np.array(ids, _dtype(tokenizer)) for ids in tokenizer.encode_batch(documents)]
+    text_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in documents)
+    return TokenStore(np.concatenate(ids), _offsets([np.array([len(document) for document in ids])]), text_bytes)
 
 
 def _write(target: Path, blocks: Iterator[TokenStore], dtype: Any) -> None:

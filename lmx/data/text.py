@@ -39,7 +39,7 @@ class Component:
 class PackedText:
     """Documents packed into full rows; the loss counts on every token of every document and on its EOS.
 
-    Documents are tokenized once in a process (4 to 5 MB/s with BPE on one core) and kept as arrays of two or four bytes a token.
+    Documents are tokenized once in a process, on all cores, and kept as arrays of two or four bytes a token.
 
     Attributes:
       components: the mixture.

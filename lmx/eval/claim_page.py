@@ -38,13 +38,10 @@ def page(claims: Sequence[Claim], results: Mapping[str, Result], title: str) -> 
     """
     if unknown := sorted(set(results).difference(claim.id for claim in claims)):
         raise ValueError(f"there are results of {', '.join(unknown)}, which the list of claims does not have")
-    run = [results[claim.id] for claim in claims if claim.id in results]
-    passed = sum(result.finding.passed for result in run)
     lines = [
         f"# {title}",
         "",
-        f"{len(claims)} claims: {len(run)} run, of which {passed} passed and {len(run) - passed} did not; "
-        f"{len(claims) - len(run)} not run.",
+        f"{counts(claims, results)}.",
         "",
         "Written by `lmx report` from the results beside it. A figure is the mean over seeds, plus or minus its standard error. "
         "A claim passes when all its judged checks do; `<` and `>` want every seed on that side and the mean by more than two "
@@ -54,9 +51,17 @@ def page(claims: Sequence[Claim], results: Mapping[str, Result], title: str) -> 
         "|---|---|---|---|---|",
         *[_row(claim, results.get(claim.id)) for claim in claims],
     ]
-    for result in run:
-        lines += ["", *_section(result)]
+    for claim in claims:
+        if claim.id in results:
+            lines += ["", *_section(results[claim.id])]
     return "\n".join(lines) + "\n"
+
+
+def counts(claims: Sequence[Claim], results: Mapping[str, Result]) -> str:
+    """How many claims were run and passed, in a line."""
+    passed = sum(result.finding.passed for result in results.values())
+    run = len(results)
+    return f"{len(claims)} claims: {run} run, of which {passed} passed and {run - passed} did not; {len(claims) - run} not run"
 
 
 def verdict(result: Result) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from lmx.core.types import Array
@@ -66,14 +67,14 @@ class Attention(nn.Module):
           layer: [] int32, which of the R repeats this is.
         """
         config, constrain = self.config, self.execution.constrain
-        rotate_query = self._rotated(self._projection("q", config.q_heads)(x), "q")
-        rotate_key = self._rotated(self._projection("k", config.kv_heads)(x), "k")
+        q, k, v = self._projected(x)
+        rotate_query, rotate_key = self._rotated(q, "q"), self._rotated(k, "k")
         kv_axes = ("batch", "length", "activation_kv_heads", None)
         k = constrain(rotate_key(inputs.cos, inputs.sin), kv_axes)
-        v = constrain(self._projection("v", config.kv_heads)(x), kv_axes)
+        v = constrain(v, kv_axes)
         if inputs.append is not None and kv is not None:
-            k, cached_k = cache.attended(kv[0], layer, inputs.append, k)  # [B, S', K, H]
-            v, cached_v = cache.attended(kv[1], layer, inputs.append, v)
+            k, cached_k = cache.attended(kv[0], layer, inputs.append, k, keys=True)  # [B, S', K, H]
+            v, cached_v = cache.attended(kv[1], layer, inputs.append, v, keys=False)
             kv = (cached_k, cached_v)
         attend = self._attend_in_parts if inputs.chunk_parts else self._attend
         out = constrain(attend(rotate_query, k, v, inputs), ("batch", "length", "activation_heads", None))
@@ -124,6 +125,13 @@ class Attention(nn.Module):
             for q, part in zip(queries, inputs.chunk_parts, strict=True)
         ]
         return merge_parts(found)[0]
+
+    def _projected(self, x: Array) -> list[Array]:
+        """Queries [B, T, N, H], keys and values [B, T, K, H] of x [B, T, D]; unstacked parameters may hold one matrix for all."""
+        heads = (self.config.q_heads, self.config.kv_heads, self.config.kv_heads)
+        if self.has_variable("params", "qkv"):
+            return jnp.split(self._projection("qkv", sum(heads))(x), (heads[0], heads[0] + heads[1]), axis=-2)
+        return [self._projection(name, count)(x) for name, count in zip("qkv", heads, strict=True)]
 
     def _projection(self, name: str, heads: int) -> Linear:
         axis = "q_heads" if name == "q" else "kv_heads"

@@ -12,10 +12,10 @@ from lmx.model.config import AttentionConfig, DecoderConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """Keys or values in 8 bits: `values * scales[..., None]`, a scale for each token and head.
+    """Keys or values in 8 bits, a scale for each token and head.
 
     Attributes:
-      values: [R, B, K, S, H] int8 in -127..127.
+      values: int8 in -127..127, of the shape of the keys or values.
       scales: [R, B, K, S] float32, the largest magnitude over H divided by 127.
     """
 
@@ -32,10 +32,11 @@ class LayerCache:
     """Keys and values of the R layers at one place of the layer pattern; an empty entry has segment id 0.
 
     Token n of a row (counted from 0 over everything appended to it) lies in entry n, or n % S of a ring. Heads come before entries,
-    the order in which attention multiplies them. An empty entry holds finite numbers, at first zeros.
+    the order in which attention multiplies them, keys with their features first. An empty entry holds finite numbers, at first
+    zeros.
 
     Attributes:
-      k: [R, B, K, S, H] keys, after RoPE and QK-norm (or Quantized).
+      k: [R, B, K, H, S] keys, after RoPE and QK-norm (or Quantized).
       v: [R, B, K, S, H] values (or Quantized).
       positions: [B, S] int32.
       segment_ids: [B, S] int32.
@@ -104,14 +105,16 @@ def init_cache(config: DecoderConfig, batch_size: int, length: int, dtype: str) 
 
 def _init_layer(attention: AttentionConfig, repeats: int, batch_size: int, length: int, dtype: str) -> LayerCache:
     size = length if attention.window is None else min(attention.window, length)
-    shape = (repeats, batch_size, attention.kv_heads, size, attention.head_dim)
+    heads = (repeats, batch_size, attention.kv_heads)
 
-    def entries() -> Entries:
-        return Quantized(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1])) if dtype == "int8" else jnp.zeros(shape, dtype)
+    def entries(*shape: int) -> Entries:
+        if dtype == "int8":
+            return Quantized(jnp.zeros((*heads, *shape), jnp.int8), jnp.zeros((*heads, size)))
+        return jnp.zeros((*heads, *shape), dtype)
 
     return LayerCache(
-        k=entries(),
-        v=entries(),
+        k=entries(attention.head_dim, size),
+        v=entries(size, attention.head_dim),
         positions=jnp.zeros((batch_size, size), jnp.int32),
         segment_ids=jnp.zeros((batch_size, size), jnp.int32),
         ring=attention.window is not None,
@@ -167,38 +170,49 @@ def write_rows(entries: Array, slots: Array, new: Array) -> Array:
     return entries.at[rows, slots].set(new, mode="drop")
 
 
-def write_layer(entries: Array, layer: Array, slots: Array, new: Array) -> Array:
-    """[R, B, K, S, ...] entries with layer's slots [B, T] set to new [B, T, K, ...]; slot S is nowhere."""
+def write_layer(entries: Array, layer: Array, slots: Array, new: Array, *, features_first: bool = False) -> Array:
+    """[R, B, K, S, ...] entries with layer's slots [B, T] set to new [B, T, K, ...]; slot S is nowhere.
+
+    With `features_first` the entries are [R, B, K, H, S] and new is [B, T, K, H].
+    """
     rows = jnp.arange(entries.shape[1])[:, None]
-    return entries.at[layer, rows, :, slots].set(new.astype(entries.dtype), mode="drop")
+    index = (layer, rows, slice(None), slice(None), slots) if features_first else (layer, rows, slice(None), slots)
+    return entries.at[index].set(new.astype(entries.dtype), mode="drop")
 
 
-def attended(entries: Entries, layer: Array, plan: Append, new: Array) -> tuple[Array, Entries]:
-    """Keys (or values) that the new tokens attend to in one layer, and the entries after writing.
+def attended(entries: Entries, layer: Array, plan: Append, new: Array, *, keys: bool) -> tuple[Array, Entries]:
+    """Keys or values that the new tokens attend to in one layer, and the entries after writing.
 
     Args:
-      entries: [R, B, K, S, H].
+      entries: of a LayerCache.
       layer: [] int32, which of the R.
       plan: where the new tokens go.
       new: [B, T, K, H].
+      keys: the entries are keys, not values.
 
     Returns:
       ([B, S', K, H], entries).
     """
-    if isinstance(entries, Quantized):
-        values, scales = quantize(new)
-        quantized = Quantized(
-            write_layer(entries.values, layer, plan.slots, values), write_layer(entries.scales, layer, plan.slots, scales)
-        )
-        if plan.write_first:
-            return _tokens_first(dequantize(quantized.values[layer], quantized.scales[layer], new.dtype)), quantized
-        old = _tokens_first(dequantize(entries.values[layer], entries.scales[layer], new.dtype))
-        # The new tokens as they will be read later, so that how a prompt is cut into calls changes nothing.
-        return _beside(old, dequantize(values, scales, new.dtype)), quantized
-    written = write_layer(entries, layer, plan.slots, new)
+    quantized = isinstance(entries, Quantized)
+    stored, scales = quantize(new) if quantized else (new, None)
+    before = entries.values if isinstance(entries, Quantized) else entries
+    values = write_layer(before, layer, plan.slots, stored, features_first=keys)
+    written: Entries = values
+    if isinstance(entries, Quantized) and scales is not None:
+        written = Quantized(values, write_layer(entries.scales, layer, plan.slots, scales))
     if plan.write_first:
-        return _tokens_first(written[layer]), written
-    return _beside(_tokens_first(entries[layer]), new.astype(entries.dtype)), written
+        return _read(written, layer, new.dtype, keys), written
+    # The new tokens as they will be read later, so that how a prompt is cut into calls changes nothing.
+    read_later = new.astype(before.dtype) if scales is None else dequantize(stored, scales, new.dtype)
+    return jnp.concatenate([_read(entries, layer, new.dtype, keys), read_later], axis=1), written
+
+
+def _read(entries: Entries, layer: Array, dtype: jnp.dtype, keys: bool) -> Array:
+    """One layer's entries as [B, S, K, H]; attention turns them back, so that nothing is moved."""
+    order = (0, 3, 1, 2) if keys else (0, 2, 1, 3)
+    if isinstance(entries, Quantized):
+        return dequantize(jnp.transpose(entries.values[layer], order), jnp.swapaxes(entries.scales[layer], 1, 2), dtype)
+    return jnp.transpose(entries[layer], order)
 
 
 def quantize(x: Array) -> tuple[Array, Array]:
@@ -215,10 +229,5 @@ def dequantize(values: Array, scales: Array, dtype: jnp.dtype) -> Array:
 
 
 def _beside(old: Array, new: Array) -> Array:
-    """Old entries and new tokens along the key axis."""
+    """Old entries [B, S] and new tokens [B, T] along the key axis."""
     return jnp.concatenate([old, new], axis=1)
-
-
-def _tokens_first(entries: Array) -> Array:
-    """[B, K, S, H] -> [B, S, K, H]; attention turns it back, so that nothing is moved."""
-    return jnp.swapaxes(entries, 1, 2)

@@ -1,5 +1,8 @@
 """Gated feed-forward layers: SwiGLU and GeGLU."""
 
+from functools import partial
+
+import jax.numpy as jnp
 from flax import linen as nn
 
 from lmx.core.types import Array
@@ -30,7 +33,10 @@ class FFN(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, D]."""
         wide, narrow, precision = (self.config.ffn_dim,), (self.model_dim,), self.execution.precision
-        gate = Linear(narrow, wide, ("embed", "ffn"), precision, self.init_std, name="gate")(x)  # [B, T, F]
-        up = Linear(narrow, wide, ("embed", "ffn"), precision, self.init_std, name="up")(x)  # [B, T, F]
+        into = partial(Linear, narrow, axes=("embed", "ffn"), precision=precision, init_std=self.init_std)
+        if self.has_variable("params", "gate_up"):  # of unstacked parameters
+            gate, up = jnp.split(into((2 * self.config.ffn_dim,), name="gate_up")(x), 2, axis=-1)  # [B, T, F] each
+        else:
+            gate, up = into(wide, name="gate")(x), into(wide, name="up")(x)
         hidden = self.execution.constrain(gated(gate, up, self.config.activation), ("batch", "length", "activation_ffn"))
         return Linear(wide, narrow, ("ffn", "embed"), precision, self.init_std, name="down")(hidden)

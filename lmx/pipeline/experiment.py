@@ -72,7 +72,8 @@ def load_module(file: Path) -> ModuleType:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     name = ".".join(file.relative_to(root).with_suffix("").parts)
-    if name in sys.modules and not hasattr(sys.modules[name], "get_config"):
+    known = sys.modules.get(name)
+    if known is not None and not hasattr(known, "get_config") and Path(getattr(known, "__file__", None) or "").resolve() != file:
         raise ValueError(f"{file} would be imported as {name!r}, which is another module's name; rename the file")
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

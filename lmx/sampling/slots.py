@@ -115,7 +115,7 @@ class Layout:
 
 
 def _entry_axes(entries: Array) -> tuple[str | None, ...]:
-    """Logical axes of keys and values [R, B, K, S, H], or of their scales [R, B, K, S]."""
+    """Logical axes of keys [R, B, K, H, S] and values [R, B, K, S, H], or of their scales [R, B, K, S]."""
     return (None, "batch", "activation_kv_heads", *(None,) * (entries.ndim - 3))
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -54,7 +53,7 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Tests a claim and writes `result.json`, also into the experiment's own folder.
+    """Tests a claim and writes `result.json`.
 
     Attributes:
       claim: what is tested.
@@ -80,14 +79,13 @@ class Measure:
             claim=self.claim,
             finding=finding,
             seeds=self.seeds,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=shlex.join(["lmx", *sys.argv[1:]]),
             commit=_commit(),
             seconds=round(time.monotonic() - begin, 1),
             machine=_machine(),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        for folder in (context.workdir, context.experiment_dir):
-            storage.write_json(folder / claim_page.RESULT, serialize.to_json(result))
+        storage.write_json(context.workdir / claim_page.RESULT, serialize.to_json(result))
         for line in claim_page.verdict(result):
             logger.info("%s", line)
         return StageResult(metrics={"passed": float(finding.passed)})

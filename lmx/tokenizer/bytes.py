@@ -52,6 +52,10 @@ class ByteTokenizer:
         """Ids of the text's bytes."""
         return [len(SPECIALS) + byte for byte in text.encode("utf-8", "surrogatepass")]
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text's bytes."""
+        return [self.encode(text) for text in texts]
+
     def encode_with_specials(self, text: str) -> list[int]:
         """Ids of the text's bytes, `<pad>`, `<s>` and `</s>` in it being the specials."""
         return flat(self.encode_parts(split_specials(text, _SPECIAL_IDS, _PATTERN)))

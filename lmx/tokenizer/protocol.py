@@ -50,6 +50,13 @@ class Tokenizer(Protocol):
           ValueError: the text holds a lone surrogate and the vocabulary cannot.
         """
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on several cores where the kind can.
+
+        Raises:
+          ValueError: as `encode`, of any of the texts.
+        """
+
     def encode_with_specials(self, text: str) -> list[int]:
         """Ids of `text` in which the spelling of a special token becomes that token: never for text of unknown origin.
 

@@ -1,5 +1,6 @@
 """Facts in long texts."""
 
+import dataclasses
 import random
 import re
 from collections.abc import Callable
@@ -28,6 +29,15 @@ def test_every_question_is_answered_by_a_fact_before_it() -> None:
             assert facts[key] == value
 
 
+def test_a_fact_stated_again_says_what_it_said_at_first() -> None:
+    config = dataclasses.replace(CONFIG, repeats=4)
+    for index in range(20):
+        body, *questions = config.load("train")[index]["text"].split("\n")
+        stated = STATED.findall(body)
+        assert sorted(stated) == sorted(list(dict(stated).items()) * 4) and len(set(stated)) == 3
+        assert all(STATED.findall(question)[0] in stated for question in questions)
+
+
 def test_rows_depend_on_their_number_and_split_alone() -> None:
     first, again, heldout = CONFIG.load("train"), CONFIG.load("train"), CONFIG.load("heldout")
     assert first[3] == again[3] != first[4] and first[3] != heldout[3]
@@ -54,6 +64,7 @@ def test_filler_comes_from_a_source_when_there_is_one(text_source: Callable[...,
         (lambda: Facts(keys=("a",)).draw(random.Random(0), 2), "2 facts in one text need as many keys, but there are 1"),
         (lambda: RecallText(min_characters=9, max_characters=8, count=1), "min_characters=9 must lie in 0..max_characters=8"),
         (lambda: RecallText(min_characters=1, max_characters=8, count=1, questions=9), "questions=9 must lie in 1..num_facts=4"),
+        (lambda: RecallText(min_characters=1, max_characters=8, count=1, repeats=0), "repeats=0 must be at least 1"),
     ],
 )
 def test_impossible_texts_are_refused(make: Callable[[], object], message: str) -> None:

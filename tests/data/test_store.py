@@ -24,7 +24,7 @@ def test_documents_stand_end_to_end_without_specials_and_empty_ones(
 def test_a_store_on_disk_equals_the_one_in_memory(
     text_source: Callable[..., Any], tokenizer: ByteTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BLOCK_TOKENS", 5)
+    monkeypatch.setattr(store, "BLOCK_CHARACTERS", 5)
     source = text_source(*("abcdefgh"[:size] for size in range(1, 8)))
     memory = open_store(source, "text", "train", tokenizer)
     disk = open_store(source, "text", "train", tokenizer, tmp_path)

@@ -25,7 +25,7 @@ from lmx.train.step import build_step
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = Path(__file__).parent / "goldens"
-FILES = sorted(path for path in (ROOT / "experiments").rglob("*.py") if path.name != "__init__.py")
+FILES = sorted(path for path in (ROOT / "experiments").rglob("*.py") if "ablations" not in path.parts)
 
 
 def name_of(file: Path) -> str:

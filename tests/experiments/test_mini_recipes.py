@@ -67,12 +67,12 @@ def gemma2_recipe() -> tuple[Recipe, tuple[str, ...]]:
     return gemma2.pretraining(scale), ("teacher", "student")
 
 
-def llama31_recipe() -> tuple[Recipe, tuple[str, ...]]:
+def llama31_recipe(looks: int = 1) -> tuple[Recipe, tuple[str, ...]]:
     needle = dataclasses.replace(needle_test(FACTS, samples=1), depths=(0.5,))
     scale = dataclasses.replace(
         llama31.mini(),
         model=tiny.llama3(VOCAB, **SIZES, max_length=128, lengthening=2),
-        setting=SETTING,
+        setting=dataclasses.replace(SETTING, looks=looks),
         length=64,
         batch_tokens=BATCH,
         marks=(BATCH / 2, 3 * BATCH),

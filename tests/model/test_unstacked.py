@@ -34,6 +34,18 @@ def test_unstacked_layers_decode_as_scanned_ones(family, kv_dtype):
         np.testing.assert_allclose(one, two, atol=1 if one.dtype == jnp.int8 else 1e-4)  # a rounding may go the other way
 
 
+def test_layers_that_read_the_same_input_are_one_matrix_and_experts_stay_apart():
+    model = build_model(tiny.qwen2_moe(**SIZE))
+    params = model.init(jax.random.key(0))
+    block, joined = params["blocks"]["0"], unstack_params(params)["blocks"][1]["0"]
+    kernels = [block["attention"][name]["kernel"][1].reshape(SIZE["model_dim"], -1) for name in "qkv"]
+    np.testing.assert_array_equal(joined["attention"]["qkv"]["rows"], jnp.concatenate(kernels, axis=1).T)
+    biases = [block["attention"][name]["bias"][1] for name in "qkv"]
+    np.testing.assert_array_equal(joined["attention"]["qkv"]["bias"], jnp.concatenate(biases))
+    assert {"q", "k", "v"}.isdisjoint(joined["attention"])
+    assert jax.tree.structure(joined["ffn"]["experts"]) == jax.tree.structure(block["ffn"]["experts"])
+
+
 def test_a_cache_is_the_same_after_unstacking_and_stacking():
     model = build_model(tiny.gemma2(**SIZE))
     cache = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape), model.init_cache(2, 8))

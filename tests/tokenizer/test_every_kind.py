@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from lmx.tokenizer import load
+from lmx.tokenizer.bytes import ByteTokenizer
 from lmx.tokenizer.conversion import to_huggingface
 from lmx.tokenizer.protocol import Tokenizer
 from lmx.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -37,6 +38,20 @@ def test_text_round_trips_and_never_becomes_a_special(any_kind: Tokenizer, text:
     assert any_kind.special_ids.isdisjoint(ids)
     assert all(0 <= index < any_kind.vocab_size for index in ids)
     assert any_kind.decode(ids) == promised(any_kind, text)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(texts=st.lists(TEXTS | st.sampled_from(["a\u2581b", "\u2581"]), max_size=6))
+def test_a_batch_of_texts_gives_the_ids_of_each(any_kind: Tokenizer, texts: list[str]) -> None:
+    assert any_kind.encode_batch(texts) == [any_kind.encode(text) for text in texts]
+
+
+def test_a_batch_with_a_lone_surrogate_is_refused_as_the_text_alone_is(any_kind: Tokenizer) -> None:
+    if isinstance(any_kind, ByteTokenizer):
+        assert any_kind.encode_batch(["\ud800"]) == [any_kind.encode("\ud800")]
+        return
+    with pytest.raises(ValueError, match="lone surrogate"):
+        any_kind.encode_batch(["fine", "\ud800"])
 
 
 @hypothesis.settings(max_examples=60, deadline=None)

@@ -1,1 +1,1 @@
-"""The two sides of `tools/bench_train.py`, each run in a process of its own: `python -m tools.bench_sides.lmx_side`."""
+"""The sides of the benchmarks, each run in a process of its own: `python -m tools.bench_sides.lmx_side` and the like."""
