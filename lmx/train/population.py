@@ -32,11 +32,13 @@ class Trained:
       params: leaves [A, S, ...], numpy.
       metrics: name -> [A, S, N] float32, the metrics of every step, means.
       snapshots: number of steps made -> the parameters then, for those asked for.
+      states: number of steps made -> the whole training state then, for the same steps, where it was asked for.
     """
 
     params: Params
     metrics: dict[str, np.ndarray]
     snapshots: dict[int, Params]
+    states: dict[int, TrainState] = dataclasses.field(default_factory=dict)
 
 
 class _RateState(NamedTuple):
@@ -78,6 +80,8 @@ def train(
     snapshots: Sequence[int] = (),
     chunk: int = 50,
     report: Callable[[int, int], None] | None = None,
+    start: TrainState | None = None,
+    keep_states: bool = False,
 ) -> Trained:
     """Trains all members with `train_step`, the very step of a stage.
 
@@ -93,6 +97,9 @@ def train(
       snapshots: numbers of steps after which the parameters are kept.
       chunk: steps of a dispatch, at most.
       report: called as report(steps made, steps) after each dispatch.
+      start: a state of an earlier call with the same optimizer, leaves [A, S, ...], to go on from with `params`; None = a fresh
+        optimizer.
+      keep_states: keep the whole state beside each snapshot.
 
     Raises:
       ValueError: the leading axes don't fit.
@@ -102,10 +109,14 @@ def train(
     knobs, frozen = dict(knobs or {}), dict(frozen or {})
     spec = dataclasses.replace(spec, optimizer=_with_rate(spec.optimizer))
     seeds = jax.tree.leaves(params)[0].shape[1]
-    state = jax.jit(jax.vmap(jax.vmap(partial(_fresh, spec)), in_axes=(0, None)))(params, np.arange(seeds, dtype=np.uint32))
+    if start is None:
+        state = jax.jit(jax.vmap(jax.vmap(partial(_fresh, spec)), in_axes=(0, None)))(params, np.arange(seeds, dtype=np.uint32))
+    else:
+        state = dataclasses.replace(start, params=params)
     run = _compiled(spec, own_batches)
     marks = sorted({*snapshots, *range(chunk, steps, chunk), steps} - {0})
     kept: dict[int, Params] = {0: jax.device_get(params)} if 0 in snapshots else {}
+    states: dict[int, TrainState] = {}
     collected = []
     begin = 0
     for end in marks:
@@ -115,11 +126,13 @@ def train(
         collected.append(jax.device_get(metrics))
         if end in snapshots:
             kept[end] = jax.device_get(state.params)
+            if keep_states:
+                states[end] = jax.device_get(state)
         if report is not None:
             report(end, steps)
         begin = end
     joined = {name: np.concatenate([part[name] for part in collected], axis=2) for name in collected[0]}
-    return Trained(jax.device_get(state.params), joined, kept)
+    return Trained(jax.device_get(state.params), joined, kept, states)
 
 
 def evaluate(function: Callable[..., PyTree], params: Params, batches: PyTree, *, own_batches: bool = False) -> PyTree:
