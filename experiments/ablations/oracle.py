@@ -33,14 +33,15 @@ def batches(seeds: Sequence[int], steps: int, *, batch_size: int, length: int, h
         _draw(table, [seed, 1 + heldout], (steps, batch_size), length) for table, seed in zip(tables(seeds), seeds, strict=True)
     ]
     symbols = np.stack(drawn)
-    tokens = symbols[..., :-1]
-    return LMBatch(
-        tokens=tokens,
-        labels=symbols[..., 1:],
-        loss_mask=np.ones(tokens.shape, bool),
-        segment_ids=np.ones(tokens.shape, np.int32),
-        positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
-    )
+    shape = symbols[..., 1:].shape
+    leaves: dict[str, Any] = {
+        "tokens": symbols[..., :-1],
+        "labels": symbols[..., 1:],
+        "loss_mask": np.ones(shape, bool),
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), shape),
+    }
+    return LMBatch(**leaves)
 
 
 def teacher(table: Array, batch: LMBatch) -> Outputs:
@@ -58,7 +59,7 @@ def scores(model: Model, params: Params, seeds: Sequence[int], heldout: LMBatch)
     # 20 the values of arms 0 to 9.
     chances, count = tables(seeds), heldout.tokens.shape[1]
     items = {"batch": heldout, "table": np.repeat(chances[:, None], count, axis=1)}  # table [S, N, V, V]
-    entropies = -np.sum(chances * np.log(chances), axis=-1, dtype=np.float64)  # [S, V]
+    entropies: np.ndarray = -(chances * np.log(chances)).sum(axis=-1, dtype=np.float64)  # [S, V]
     entropy = np.array([own[tokens].mean() for own, tokens in zip(entropies, heldout.tokens, strict=True)])  # [S]
     kl, hits = (
         population.evaluate(functools.partial(_against, model, score), params, items, own_batches=True).mean(axis=(2, 3, 4))
