@@ -37,8 +37,8 @@ def measure(bench: Bench) -> Finding:
     arms = [f"{name}, rate {peak:.3g}" for name in found for peak in PEAKS]
     return Finding(
         outcomes={
-            "held-out loss (nats)": by_arm(arms, np.concatenate(list(found.values()))),
-            "best rate": by_arm(list(found), np.array(PEAKS)[np.stack([base, with_mup, plain])]),
+            "held-out loss (nats)": by_arm(arms, np.concatenate(list(found.values())).tolist()),
+            "best rate": by_arm(list(found), [[PEAKS[k] for k in best] for best in (base, with_mup, plain)]),
         },
         checks=(
             at_most("steps that the best rate moves over 4 widths with muP-simple", abs(with_mup - base), 1.0),
