@@ -1,6 +1,6 @@
 """A13: The RoPE base of the formula is right for lengthening.
 
-lmx run experiments/ablations/lengthening_base.py --workdir runs/ablations/A13
+lmx run experiments/ablations/lengthening_formula.py --workdir runs/ablations/A13
 
 Hardware: a CPU, 2 cores.  Results: results/A13.json and RESULTS.md.
 """
