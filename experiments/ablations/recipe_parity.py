@@ -31,15 +31,18 @@ def measure(bench: Bench) -> Finding:
     recipe, recipe_wide = afm.rmsprop(), afm.rmsprop(base_width=BASE)
     ours = bench.part("afm_base", lambda: {"loss": _losses(bench, BASE, recipe, AFM_ROWS, AFM_PEAKS, afm.END_RATIO)})["loss"]
     typical = bench.part("adamw_base", lambda: {"loss": _losses(bench, BASE, TYPICAL, ADAMW_ROWS, ADAMW_PEAKS, 1e-4)})["loss"]
+    equal = bench.part("adamw_equal", lambda: {"loss": _losses(bench, BASE, TYPICAL, AFM_ROWS, ADAMW_PEAKS, 1e-4)})["loss"]
     best = int(ours.mean(axis=1).argmin())
     carried = AFM_PEAKS[best : best + 1]
     wide = bench.part("afm_wide", lambda: {"loss": _losses(bench, WIDE, recipe_wide, AFM_ROWS, carried, afm.END_RATIO)})["loss"]
     rates = ADAMW_PEAKS[1:]  # a wider model wants no higher rate
     swept = bench.part("adamw_wide", lambda: {"loss": _losses(bench, WIDE, TYPICAL, ADAMW_ROWS, rates, 1e-4)})["loss"]
     narrow_gap = ours[best] - typical[typical.mean(axis=1).argmin()]
+    equal_gap = ours[best] - equal[equal.mean(axis=1).argmin()]
     wide_gap = wide[0] - swept[swept.mean(axis=1).argmin()]
     outcome = {f"AFM, width {BASE}, rate {rate:g}": row for rate, row in zip(AFM_PEAKS, ours, strict=True)}
     outcome |= {f"AdamW, width {BASE}, rate {rate:g}": row for rate, row in zip(ADAMW_PEAKS, typical, strict=True)}
+    outcome |= {f"AdamW, width {BASE}, AFM's batch, rate {rate:g}": row for rate, row in zip(ADAMW_PEAKS, equal, strict=True)}
     outcome |= {f"AFM, width {WIDE}, carried rate {carried[0]:g}": wide[0]}
     outcome |= {f"AdamW, width {WIDE}, rate {rate:g}": row for rate, row in zip(rates, swept, strict=True)}
     return Finding(
@@ -47,6 +50,7 @@ def measure(bench: Bench) -> Finding:
         checks=(
             at_most(f"held-out loss at width {BASE}, AFM - AdamW (nats)", narrow_gap, 0.01),
             at_most(f"held-out loss at width {WIDE}, AFM at the carried rate - AdamW at its best (nats)", wide_gap, 0.01),
+            at_most(f"held-out loss at width {BASE}, AFM - AdamW at AFM's batch (nats)", equal_gap, 0.01, judged=False),
         ),
         bed=(
             f"AFM of width {BASE} and {WIDE}, 2 layers, Python's documentation in bytes, {TOKENS:,} tokens; batches of "

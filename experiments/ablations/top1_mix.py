@@ -27,7 +27,8 @@ from lmx.train import population
 
 ARMS = ("labels", "top-1 at 0.5", "top-1 at 0.9", "top-1 at 1", "full distribution")
 TOP1, FULL = np.array([0.0, 0.5, 0.9, 1.0, 0.0], np.float32), np.array([0.0, 0.0, 0.0, 0.0, 1.0], np.float32)
-STEPS, TAIL, PEAK, ROWS, LENGTH = 400, 20, 1e-2, 8, 32
+STEPS, PEAK, ROWS, LENGTH = 400, 1e-2, 8, 32
+TAIL, LONG_TAIL = 20, 60  # 5% as the rule says, and 15%, the share of AFM's tokens after the core stage
 TAIL_PEAKS = (3e-4, 1e-3, 3e-3, 1e-2)  # each arm's best counts
 
 
@@ -39,27 +40,28 @@ def get_config() -> Experiment:
 def measure(bench: Bench) -> Finding:
     """Students of an exact teacher at five targets, then 5% of the steps on labels alone, at the rate that suits each arm best."""
     found = bench.part("scores", partial(_scores, bench))
-    loss, hits, after, hits_after = (found[name] for name in ("loss", "accuracy", "loss after", "accuracy after"))
+    loss, hits, after, later = (found[name] for name in ("loss", "accuracy", "loss after", "loss after the long tail"))
     return Finding(
         outcomes={
             "cross-entropy (nats)": by_arm(ARMS, loss),
             "accuracy": by_arm(ARMS, hits),
-            "cross-entropy after the tail (nats)": by_arm(ARMS, after),
-            "accuracy after the tail": by_arm(ARMS, hits_after),
-            "best peak of the tail's rate": by_arm(ARMS, found["best tail rate"]),
+            "cross-entropy after the tail of 5% (nats)": by_arm(ARMS, after),
+            "accuracy after the tail of 5%": by_arm(ARMS, found["accuracy after"]),
+            "cross-entropy after a tail of 15% (nats)": by_arm(ARMS, later),
         },
         checks=(
             above("accuracy, top-1 at 0.9 - labels", hits[2] - hits[0]),
             above("cross-entropy, top-1 at 0.9 - labels (nats)", loss[2] - loss[0]),
             above("cross-entropy, top-1 at 1 - at 0.9 (nats)", loss[3] - loss[2]),
             below("cross-entropy, full distribution - best other (nats)", loss[4] - loss[:4].min(axis=0)),
-            at_most("cross-entropy after the tail, top-1 at 0.9 - labels (nats)", after[2] - after[0], 0.0),
-            above("accuracy after the tail, top-1 at 0.9 - labels", hits_after[2] - hits_after[0], judged=False),
+            at_most("cross-entropy after the tail of 5%, top-1 at 0.9 - labels (nats)", after[2] - after[0], 0.0),
+            at_most("cross-entropy after a tail of 15%, top-1 at 0.9 - labels (nats)", later[2] - later[0], 0.0, judged=False),
         ),
         bed=(
             f"Llama of 64 channels, one layer; a Markov chain of 64 symbols which is its own teacher; {STEPS} steps of "
             f"{ROWS * LENGTH} tokens and {TAIL} on labels; scores are exact expectations under the chain"
         ),
+        note="A tail's rate is the best of four for each arm; the reported check says what three times the tail does.",
     )
 
 
@@ -67,8 +69,8 @@ def _scores(bench: Bench) -> dict[str, np.ndarray]:
     """Each [arms, seeds]."""
     config = tiny.llama3(oracle.SYMBOLS, model_dim=64, num_layers=1, max_length=LENGTH, lengthening=1)
     model, frozen = bed.model_of(config), {"teacher": oracle.tables(bench.seeds)}
-    batches = oracle.batches(bench.seeds, STEPS + TAIL, batch_size=ROWS, length=LENGTH)
-    main, tail = (_part(batches, slice(0, STEPS)), _part(batches, slice(STEPS, None)))
+    batches = oracle.batches(bench.seeds, STEPS + LONG_TAIL, batch_size=ROWS, length=LENGTH)
+    main = _part(batches, slice(0, STEPS))
     train = partial(population.train, bed.spec(model, _objective(model), batches), frozen=frozen)
     rates = np.repeat(population.rates([WarmupCosine(peak=PEAK, warmup_steps=15, end_ratio=0.1)], STEPS), len(ARMS), axis=0)
     start = population.initial(model, bench.seeds, arms=len(ARMS))
@@ -76,22 +78,18 @@ def _scores(bench: Bench) -> dict[str, np.ndarray]:
     heldout = oracle.batches(bench.seeds, 4, batch_size=32, length=LENGTH, heldout=True)
     before = oracle.scores(model, trained.params, bench.seeds, heldout)
 
-    choices = len(TAIL_PEAKS)
-    rates = np.tile(population.rates([WarmupLinear(peak=peak, warmup_steps=0) for peak in TAIL_PEAKS], TAIL), (len(ARMS), 1))
-    nothing = np.zeros(len(ARMS) * choices, np.float32)
-    start = jax.tree.map(lambda leaf: np.repeat(leaf, choices, axis=0), trained.params)
-    tailed = train(start, tail, rates=rates, knobs={"top1": nothing, "full": nothing})
-    after = oracle.scores(model, tailed.params, bench.seeds, heldout)
-    after = {name: values.reshape(len(ARMS), choices, -1) for name, values in after.items()}
-    best = after["cross-entropy"].mean(axis=-1).argmin(axis=-1)  # [arms]
-    arms = np.arange(len(ARMS))
-    return {
-        "loss": before["cross-entropy"],
-        "accuracy": before["accuracy"],
-        "loss after": after["cross-entropy"][arms, best],
-        "accuracy after": after["accuracy"][arms, best],
-        "best tail rate": np.repeat(np.array(TAIL_PEAKS)[best][:, None], len(bench.seeds), axis=1),
-    }
+    found = {"loss": before["cross-entropy"], "accuracy": before["accuracy"]}
+    for steps, name in ((TAIL, "after"), (LONG_TAIL, "after the long tail")):
+        start = jax.tree.map(lambda leaf: np.repeat(leaf, len(TAIL_PEAKS), axis=0), trained.params)
+        rates = np.tile(population.rates([WarmupLinear(peak=peak, warmup_steps=0) for peak in TAIL_PEAKS], steps), (len(ARMS), 1))
+        nothing = np.zeros(len(rates), np.float32)
+        tail = _part(batches, slice(STEPS, STEPS + steps))
+        tailed = train(start, tail, rates=rates, knobs={"top1": nothing, "full": nothing})
+        after = oracle.scores(model, tailed.params, bench.seeds, heldout)
+        loss, hits = (after[key].reshape(len(ARMS), len(TAIL_PEAKS), -1) for key in ("cross-entropy", "accuracy"))
+        arms, best = np.arange(len(ARMS)), loss.mean(axis=-1).argmin(axis=-1)  # [arms]
+        found |= {f"loss {name}": loss[arms, best], f"accuracy {name}": hits[arms, best]}
+    return found
 
 
 def _objective(model: Model) -> Any:
