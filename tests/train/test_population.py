@@ -137,6 +137,20 @@ def test_evaluation_agrees_with_a_loop(model: Model, batches: LMBatch) -> None:
     np.testing.assert_allclose(population.mean_over_tokens(losses, shared, where)[0, 1], expected, rtol=1e-6)
 
 
+def test_two_halves_with_the_state_handed_on_are_the_whole_run(model: Model, batches: LMBatch) -> None:
+    spec, rates = spec_of(model, batches, AdamW(schedule=Constant(value=1.0))), population.rates(SCHEDULES, STEPS)
+    params = population.initial(model, SEEDS, arms=2)
+    whole = population.train(spec, params, batches, rates=rates)
+    first, second = (jax.tree.map(lambda x, part=part: x[:, part], batches) for part in (slice(4), slice(4, None)))
+    half = population.train(spec, params, first, rates=rates[:, :4], snapshots=(2, 4), keep_states=True)
+    assert set(half.states) == {2, 4}
+    assert_close(half.states[2].params, half.snapshots[2])
+    rest = population.train(spec, half.params, second, rates=rates[:, 4:], start=half.states[4])
+    assert_close(rest.params, whole.params)
+    fresh = population.train(spec, half.params, second, rates=rates[:, 4:])
+    assert not np.allclose(jax.tree.leaves(fresh.params)[0], jax.tree.leaves(whole.params)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("rates", [np.ones((3, STEPS)), np.ones((2, STEPS + 1))])
 def test_axes_that_do_not_fit_are_refused(model: Model, batches: LMBatch, rates: np.ndarray) -> None:
     spec = spec_of(model, batches, AdamW(schedule=Constant(value=1.0)))
