@@ -48,8 +48,8 @@ def saves_cache(bench: Bench) -> Finding:
     formula = {pattern: accounting.cache_elements(config(pattern), LENGTH) for pattern in PATTERNS}
     return Finding(
         outcomes={
-            "held-out loss on text (nats)": by_arm(PATTERNS, text),
-            "loss of the far copy (nats)": by_arm(PATTERNS, copy),
+            "held-out loss on text (nats)": by_arm(PATTERNS, list(text)),
+            "loss of the far copy (nats)": by_arm(PATTERNS, list(copy)),
             f"elements of a cache of {LENGTH} tokens": {pattern: (float(size),) for pattern, size in sizes.items()},
         },
         checks=(
