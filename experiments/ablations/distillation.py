@@ -83,7 +83,7 @@ def _best(losses: np.ndarray) -> np.ndarray:
 
 def _table(losses: np.ndarray) -> dict[str, tuple[float, ...]]:
     arms = [f"{arm}, rate {rate:g}" for arm in list(ALPHAS)[: len(losses)] for rate in RATES]
-    return by_arm(arms, losses.reshape(-1, losses.shape[-1]))
+    return by_arm(arms, list(losses.reshape(-1, losses.shape[-1])))
 
 
 def _bed(bench: Bench, *dims: int) -> str:

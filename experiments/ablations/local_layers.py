@@ -2,8 +2,9 @@
 
 lmx run experiments/ablations/local_layers.py --workdir runs/ablations/G8
 
-A Gemma 2 of two layers on rows of 128 with windows of 56. The far copy: a row's first token is one of 16 that no text has, and its
-last 16 tokens ask for it; two local layers see 110 tokens back and the question stands at least 112 away. The spec has 256 and 128.
+A Gemma 2 of two layers on rows of 128 with windows of 56. The far copy: a row's first four tokens are one of 16 that no text has,
+and its last 12 ask for it; two local layers see 110 tokens back, and the question stands at least 113 away. The spec has rows of
+256 and windows of 128.
 
 Hardware: a CPU, 2 cores.  Results: results/G8.json, G9.json and RESULTS.md.
 """
@@ -28,8 +29,8 @@ from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
 
-STEPS, BATCH, LENGTH, WINDOW, PEAK = 300, 12, 128, 56, 6e-3
-ASKED, FIRST_VALUE, VALUES = 16, 3 + 240, 16  # bytes from 240 on are in no UTF-8 text of ours
+STEPS, BATCH, LENGTH, WINDOW, PEAK = 300, 10, 128, 56, 6e-3
+STATED, ASKED, FIRST_VALUE, VALUES = 4, 12, 3 + 240, 16  # bytes from 240 on are in no UTF-8 text of ours
 QUESTION = bed.BYTES.bos_id
 PATTERNS = ("all global", "alternating", "all local")
 SHRUNK = (WINDOW, WINDOW // 2, WINDOW // 4)
@@ -48,8 +49,8 @@ def saves_cache(bench: Bench) -> Finding:
     formula = {pattern: accounting.cache_elements(config(pattern), LENGTH) for pattern in PATTERNS}
     return Finding(
         outcomes={
-            "held-out loss on text (nats)": by_arm(PATTERNS, text),
-            "loss of the far copy (nats)": by_arm(PATTERNS, copy),
+            "held-out loss on text (nats)": by_arm(PATTERNS, list(text)),
+            "loss of the far copy (nats)": by_arm(PATTERNS, list(copy)),
             f"elements of a cache of {LENGTH} tokens": {pattern: (float(size),) for pattern, size in sizes.items()},
         },
         checks=(
@@ -63,6 +64,10 @@ def saves_cache(bench: Bench) -> Finding:
             above("loss of the far copy, all local - alternating (nats)", copy[2] - copy[1]),
         ),
         bed=_bed(),
+        note=(
+            "In a first run, with the value stated in one token and not four, only one seed of three had learned the far copy with "
+            "alternating layers after 300 steps (0.03 nats, the others 2.8)."
+        ),
     )
 
 
@@ -87,7 +92,10 @@ def shrinks(bench: Bench) -> Finding:
             at_most("rise at half the window, alternating (nats)", mixed[1], 0.02, judged=False),
         ),
         bed=_bed(),
-        note="The runs are those of G8.",
+        note=(
+            "The runs are those of G8. On text, windows of 56 bytes cost the all-local model nothing against all-global layers: "
+            "a model this small, trained this briefly, reads the last bytes only, and what it doesn't read it cannot lose."
+        ),
     )
 
 
@@ -130,11 +138,11 @@ def _with_copy(batches: LMBatch, seed: int) -> LMBatch:
     shape = batches.tokens.shape
     values = FIRST_VALUE + np.random.default_rng(seed).integers(VALUES, size=shape[:-1])
     tokens, labels, mask = np.array(batches.tokens), np.array(batches.labels), np.array(batches.loss_mask)
-    tokens[..., 0] = values
+    tokens[..., :STATED] = values[..., None]
     tokens[..., -ASKED:] = QUESTION
     labels[..., -ASKED:] = values[..., None]
     mask[..., -ASKED:] = True
-    mask[..., [0, LENGTH - ASKED - 1]] = False  # the text's first token, and its last, which the question follows
+    mask[..., :STATED] = mask[..., LENGTH - ASKED - 1] = False
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape)
     return LMBatch(tokens, labels, mask, np.ones(shape, np.int32), positions)  # type: ignore[arg-type]
 
