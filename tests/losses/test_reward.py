@@ -79,10 +79,10 @@ def test_grades_cost_their_cross_entropy_summed_over_aspects():
 def test_a_grade_that_nobody_gave_has_no_part_in_value_or_gradient():
     logits = jax.random.normal(jax.random.key(0), (2, 4, 3)).at[0, 1].set(jnp.nan)
     graded = jnp.array([[True, False, True, True], [False] * 4])
-    loss = lambda z, fill: grading_loss(z, grades=jnp.where(graded, 1, fill), graded=graded)  # noqa: E731
+    loss = jax.jit(lambda z, fill: grading_loss(z, grades=jnp.where(graded, 1, fill), graded=graded))
     np.testing.assert_array_equal(loss(logits, 2), loss(logits, -7))
     assert loss(logits, 2)[1] == 0
-    grad = jax.grad(lambda z: loss(z, -7).sum())(logits)
+    grad = jax.jit(jax.grad(lambda z: loss(z, -7).sum()))(logits)
     np.testing.assert_array_equal(jnp.any(grad != 0, axis=-1), graded)
 
 
@@ -90,13 +90,15 @@ def test_a_ranking_of_two_is_a_pair_and_of_three_the_mean_of_three_pairs():
     edited, chosen, rejected = rewards = jax.random.normal(jax.random.key(0), (3, 5))
     pairs = [(edited, chosen), (edited, rejected), (chosen, rejected)]
     losses = jnp.stack([bradley_terry_loss(chosen=high, rejected=low) for high, low in pairs])
-    np.testing.assert_allclose(ranking_loss(rewards.T, ranked=jnp.ones((5, 3), bool)), losses.mean(axis=0), rtol=1e-6)
+    ranking = jax.jit(lambda r, ranked: ranking_loss(r, ranked=ranked))
+    np.testing.assert_allclose(ranking(rewards.T, jnp.ones((5, 3), bool)), losses.mean(axis=0), rtol=1e-6)
     two = jnp.array([[False, True, True]] * 5)
-    np.testing.assert_allclose(ranking_loss(rewards.T.at[:, 0].set(jnp.nan), ranked=two), losses[2], rtol=1e-6)
+    np.testing.assert_allclose(ranking(rewards.T.at[:, 0].set(jnp.nan), two), losses[2], rtol=1e-6)
 
 
 def test_a_ranking_of_less_than_two_responses_costs_nothing():
-    loss, grad = jax.value_and_grad(lambda r: ranking_loss(r, ranked=jnp.array([[True, False]])).sum())(jnp.array([[1.0, jnp.nan]]))
+    ranking = jax.jit(jax.value_and_grad(lambda r: ranking_loss(r, ranked=jnp.array([[True, False]])).sum()))
+    loss, grad = ranking(jnp.array([[1.0, jnp.nan]]))
     assert loss == 0
     np.testing.assert_array_equal(grad, [[0.0, 0.0]])
 
