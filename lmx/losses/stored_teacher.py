@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lmx.core.types import Array
+from lmx.losses.divergence import relative_entropy
 from lmx.losses.precision import at_least_float32
 
 _SAMPLING_BLOCK = 512  # tokens of the vocabulary among which the second draw chooses
@@ -80,9 +81,9 @@ def tail_kl(student_logits: Array, *, ids: Array, logprobs: Array, tail: Array, 
     whole = jax.nn.log_softmax(at_least_float32(whole))
     normalizer = jax.nn.logsumexp(student, axis=-1)
     of_student = jnp.take_along_axis(student, ids, axis=-1) - normalizer[..., None]
-    divergence = _relative_entropy(whole[..., :-1], of_student)
+    divergence = relative_entropy(whole[..., :-1], of_student)
     if ids.shape[-1] < student.shape[-1]:
-        divergence += _relative_entropy(whole[..., -1:], (_rest_logsumexp(student, ids) - normalizer)[..., None])
+        divergence += relative_entropy(whole[..., -1:], (_rest_logsumexp(student, ids) - normalizer)[..., None])
     return temperature**2 * divergence
 
 
@@ -106,7 +107,7 @@ def renormalised_kl(student_logits: Array, *, ids: Array, logprobs: Array, tempe
     student = at_least_float32(student_logits) / temperature
     teacher = jax.nn.log_softmax(at_least_float32(jax.lax.stop_gradient(logprobs)))
     of_student = jnp.take_along_axis(student, ids, axis=-1) - jax.nn.logsumexp(student, axis=-1, keepdims=True)
-    return temperature**2 * _relative_entropy(teacher, of_student)
+    return temperature**2 * relative_entropy(teacher, of_student)
 
 
 def sampled_cross_entropy(student_logits: Array, *, ids: Array, counts: Array, temperature: float = 1.0) -> Array:
@@ -136,12 +137,6 @@ def _check(student_logits: Array, ids: Array, values: Array) -> None:
     chex.assert_equal_shape([ids, values])
     chex.assert_equal_shape_prefix([student_logits, ids], ids.ndim - 1)
     chex.assert_type(ids, int)
-
-
-def _relative_entropy(logp: Array, logq: Array) -> Array:
-    """Sum over the last axis of p (log p - log q); entries of p = 0 add nothing."""
-    present = logp > -jnp.inf
-    return jnp.sum(jnp.exp(logp) * jnp.where(present, jnp.where(present, logp, 0.0) - logq, 0.0), axis=-1)
 
 
 def _rest_logsumexp(logits: Array, ids: Array) -> Array:

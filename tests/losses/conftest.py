@@ -1,6 +1,6 @@
 """Numeric gradients: losses are computed in float64 and compared with central differences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -27,3 +27,10 @@ def check_gradient() -> Callable:
                 np.testing.assert_allclose(grad, numeric, atol=tolerance)
 
     return check
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """The whole test computes in float64, in which the losses keep what they are given."""
+    with jax.enable_x64(True):
+        yield
