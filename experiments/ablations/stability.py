@@ -3,8 +3,8 @@
 lmx run experiments/ablations/stability.py --workdir runs/ablations/G12
 
 Small models with one part on and off, over a grid of constant learning rates. A run is stable when it ends below the entropy of the
-text's single bytes, which a model that has lost everything but their frequencies has. Up to 16 times the plain rate no run of a Gemma 2 was lost with any of the parts on or off, nor a logit above 11, so that the grid
-goes on to 256 times.
+text's single bytes, which a model that has lost everything but their frequencies has. Up to 16 times the plain rate no run was lost
+with caps or norms on or off, and no logit passed 11, so the grid goes on to 256 times.
 
 Hardware: a CPU, 2 cores.  Results: results/G12.json, G13.json, A19.json and RESULTS.md.
 """
