@@ -93,8 +93,8 @@ def shrinks(bench: Bench) -> Finding:
         ),
         bed=_bed(),
         note=(
-            "The runs are those of G8. On text, windows of 56 bytes cost the all-local model nothing against all-global layers: "
-            "a model this small, trained this briefly, reads the last bytes only, and what it doesn't read it cannot lose."
+            "The runs are those of G8. In a first run, with longer rows of questions, the rise was 0.006 and the difference to the "
+            "all-local model 0.0001 +- 0.0009."
         ),
     )
 
