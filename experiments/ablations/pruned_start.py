@@ -29,6 +29,7 @@ from lmx.train import population
 LENGTH, ROWS = 64, 8
 PARENT_STEPS, MASK_STEPS, CORE_STEPS = 200, 60, 160
 MASK_RATE = 1e-3  # of the parent's weights while masks are learned; scores learn at ten times it
+WEIGHTS = RMSProp(schedule=Constant(value=MASK_RATE), weight_decay=0.0, mup=None)
 FFN = (396, 132)  # three to one, as 24,064 to 8,064
 PARENT, CHILD = (afm.decoder(model_dim=48, ffn_dim=width, max_length=LENGTH) for width in FFN)
 ARMS = ("random start", "random slice", "magnitude slice", "learned slice")
@@ -126,11 +127,22 @@ def _children(seeds: tuple[int, ...], parents: list[Params], batches: LMBatch) -
     """Leaves [arms, S, ...]: the starts of the core stage, in the order of ARMS."""
     fresh = population.initial(bed.model_of(CHILD), seeds)
     slices = [jax.tree.map(lambda leaf: leaf[0], fresh)]
+    learned_masks = _learned(seeds, parents, batches)
+    parents = _trained_on(parents, batches)  # by as much as the parents under masks, so that these arms differ in their cut alone
     by_chance = [cut(own, PARENT, _keep(scores.random_scores(PARENT, seed))) for own, seed in zip(parents, seeds, strict=True)]
     by_weight = [cut(own, PARENT, _keep(scores.weight_scores(own, PARENT))) for own in parents]
-    for children in (by_chance, by_weight, _learned(seeds, parents, batches)):
+    for children in (by_chance, by_weight, learned_masks):
         slices.append(jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(children)))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *slices)
+
+
+def _trained_on(parents: list[Params], batches: LMBatch) -> list[Params]:
+    """The parents after the steps of the mask stage, without masks."""
+    model = bed.model_of(PARENT)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *parents)
+    spec = bed.spec(model, language_model(model.apply), batches, optimizer=WEIGHTS, steps=MASK_STEPS)
+    trained = population.train(spec, stacked, batches, rates=np.ones((1, MASK_STEPS), np.float32))
+    return [jax.tree.map(lambda leaf, s=s: leaf[0, s], trained.params) for s in range(len(parents))]
 
 
 def _keep(found: Scores) -> Keep:
@@ -142,14 +154,13 @@ def _learned(seeds: tuple[int, ...], parents: list[Params], batches: LMBatch) ->
     """The children whose masks were trained with the parents; built at their own rate, so the population's is 1."""
     schedule = MaskSchedule()
     model = learned.masked_model(bed.model_of(PARENT), CHILD, schedule, steps=MASK_STEPS)
-    weights = RMSProp(schedule=Constant(value=MASK_RATE), weight_decay=0.0, mup=None)
     widths = learned.pruned_widths(PARENT, CHILD)
     own = [
         learned.with_masks(params, jax.random.fold_in(jax.random.key(seed), 1), widths, PARENT.num_repeats, schedule)
         for params, seed in zip(parents, seeds, strict=True)
     ]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *jax.device_get(own))
-    spec = bed.spec(model, language_model(model.apply), batches, optimizer=MaskOptimizer(model=weights), steps=MASK_STEPS)
+    spec = bed.spec(model, language_model(model.apply), batches, optimizer=MaskOptimizer(model=WEIGHTS), steps=MASK_STEPS)
     trained = population.train(spec, stacked, batches, rates=np.ones((1, MASK_STEPS), np.float32))
     masked = [jax.tree.map(lambda leaf, s=s: leaf[0, s], trained.params) for s in range(len(seeds))]
     return [learned.harden(params, PARENT, CHILD, schedule) for params in masked]
