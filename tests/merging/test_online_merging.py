@@ -25,12 +25,12 @@ TAU = jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.flo
 GRADS = [tree(10 + step) for step in range(STEPS)]
 
 
-def run(config, inner=None, steps=STEPS, update=None):
+def run(config, inner=None):
     """Parameters after each step."""
     optimizer = config.wrap(inner or optax.adam(RATE), jax.random.key(5), sft=SFT, base=BASE, learning_rate=RATE)
     params, state, found = SFT, optimizer.init(SFT), []
     step = jax.jit(optimizer.update)
-    for grads in GRADS[:steps]:
+    for grads in GRADS:
         updates, state = step(grads, state, params)
         params = optax.apply_updates(params, updates)
         found.append(params)
@@ -103,8 +103,7 @@ def naive(merge, make_adam, every=1, decay=0.0):
     return final
 
 
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("alpha", [0.0, 0.02])
+@pytest.mark.parametrize(("alpha", "every"), [(0.0, 1), (0.02, 1), (0.02, 3)])
 def test_online_ties_of_the_paper_is_the_naive_loop(alpha, every):
     config = OnlineMerging(method="ties", alpha=alpha, density=0.4, every=every, weight_decay=0.1)
     found, _ = run(config, optax.adam(RATE, eps=0.1))  # with a small eps all magnitudes of the first step are the learning rate
@@ -135,8 +134,9 @@ def test_the_published_adam_is_adam_with_its_own_eps():
     inner = adam(RATE)
     state, params = inner.init(SFT), SFT
     expected = naive(lambda d, tau: d, lambda: NaiveAdam(1e-6, True))
+    update = jax.jit(inner.update)
     for grads in GRADS:
-        updates, state = inner.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
     close(tensors(params), expected)
 
@@ -188,7 +188,7 @@ def test_matching_norms_keeps_the_sum_of_magnitudes():
     d, zero = tree(0, 0.001), jax.tree.map(jnp.zeros_like, SFT)
     for method in ("dare", "ties"):
         config = OnlineMerging(method=method, alpha=0.0, density=0.5, mode="code", match_norm=True)
-        moved = config.merge(d, zero, jax.random.key(0), jnp.int32(1))
+        moved = jax.jit(config.merge)(d, zero, jax.random.key(0), jnp.int32(1))
         for new, old in zip(tensors(moved), tensors(d), strict=True):
             assert np.abs(new).sum() == pytest.approx(np.abs(old).sum(), rel=1e-3)
             assert (np.asarray(new) == 0).any()
@@ -205,7 +205,7 @@ def test_a_share_of_less_than_one_number_keeps_the_largest_in_the_paper_and_all_
 def test_of_equal_magnitudes_no_more_than_the_share_is_kept():
     d = {"blocks": {"0": {"w": jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], size=(3, 4, 5)), jnp.float32)}}}
     config = OnlineMerging(method="ties", alpha=0.0, density=0.4)
-    moved = config.merge(d, jax.tree.map(jnp.zeros_like, d), jax.random.key(0), jnp.int32(1))["blocks"]["0"]["w"]
+    moved = jax.jit(config.merge)(d, jax.tree.map(jnp.zeros_like, d), jax.random.key(0), jnp.int32(1))["blocks"]["0"]["w"]
     np.testing.assert_array_equal(np.count_nonzero(moved, axis=(1, 2)), 8)
 
 
@@ -247,7 +247,7 @@ def test_the_task_vector_can_come_after_init_and_updates_before_it_are_not_numbe
         (lambda: OnlineMerging(match_norm=True), "match_norm belongs to mode='code'"),
         (lambda: OnlineMerging().wrap(optax.sgd(1.0), jax.random.key(0), sft=SFT), "needs both sft and base"),
         (lambda: OnlineMerging().wrap(optax.sgd(1.0), jax.random.key(0), sft=SFT, base={}), "differ: blocks/0/kernel is"),
-        (lambda: run(OnlineMerging())[1] and with_task_vector((), SFT, BASE), "no online merging to give a task vector to"),
+        (lambda: with_task_vector((), SFT, BASE), "no online merging to give a task vector to"),
     ],
 )
 def test_what_cannot_be_merged_online_is_refused_in_a_sentence(call, message):
