@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lmx
-from lmx.cli import conversion, curation, experiments, models
+from lmx.cli import conversion, curation, experiments, merging, models
 
 _ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd", "dxg")  # TPU, TPU, CUDA, ROCm, CUDA under WSL
 
@@ -67,6 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lmx {lmx.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for group in (experiments, models, conversion, curation):
+    for group in (experiments, models, conversion, merging, curation):
         group.add(verbs)
     return parser

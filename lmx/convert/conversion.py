@@ -6,8 +6,6 @@ import datetime
 import hashlib
 import importlib
 import math
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +14,9 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from lmx.convert import transfer
+from lmx.convert import publishing, transfer
 from lmx.convert.source import ConversionError, ModelDescription, Source, Target
-from lmx.core import serialize, storage
-from lmx.core.errors import DiskFullError
+from lmx.core import serialize
 from lmx.pipeline import artifact
 
 # Modules by name, because GGUF's needs a package that only the extra `convert` brings.
@@ -124,19 +121,18 @@ def convert(
       DiskFullError: there is too little space. Nothing is left under the destination's name after any error.
     """
     began = time.monotonic()
-    source_path, final = _local(source), _local(destination)
+    source_path, final = publishing.local(source), publishing.local(destination)
     kind = source_kind(source_path)
     target_kind = _target_kind(kind, final, to)
-    if os.path.lexists(final):
-        raise FileExistsError(f"{final} exists already; remove it, or choose another name")
+    publishing.check_absent(final)
     with contextlib.closing(open_source(kind, source_path)) as opened:
         transfer.check(opened)
         description = _describe(opened, dtype)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.partial")
+        temporary = publishing.temporary_name(final)
         target = open_target(target_kind, temporary, description)
-        _check_space(final.parent, target)
-        notes = _leftovers(final)
-        with _published(temporary, final, target), _bar(opened, show_progress) as progress:
+        publishing.check_space(final.parent, target)
+        notes = publishing.leftovers(final)
+        with publishing.published(temporary, final, target), _bar(opened, show_progress) as progress:
             target.begin()
             warnings = transfer.transfer(opened, target, dtype, progress)
             target.finish()
@@ -211,12 +207,6 @@ def _target_kind(kind: str, final: Path, to: str | None) -> str:
     return chosen
 
 
-def _local(path: epath.PathLike) -> Path:
-    if not storage.is_local(path):
-        raise ConversionError(f"{os.fspath(path)} is remote; conversion reads and writes local files only, copy it first")
-    return Path(storage.as_path(path))
-
-
 def _describe(source: Source, dtype: str | None) -> ModelDescription:
     found = source.tokenizer()
     tokenizer, chat = (None, None) if found is None else found
@@ -251,36 +241,6 @@ def _describe(source: Source, dtype: str | None) -> ModelDescription:
     )
 
 
-def _check_space(folder: Path, target: Target) -> None:
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < target.size_bytes:
-        raise DiskFullError(
-            f"{folder} has {free / 1e9:.3g} GB left, but about {target.size_bytes / 1e9:.3g} GB are needed; free some space"
-        )
-
-
-@contextlib.contextmanager
-def _published(temporary: Path, final: Path, target: Target) -> Iterator[None]:
-    """Renames what was written when the block ends, and removes it when the block fails."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-        if os.path.lexists(final):
-            raise FileExistsError(f"{final} has come into being during the conversion; remove it, or choose another name")
-        os.rename(temporary, final)
-    except BaseException as error:
-        target.abort()
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, Exception) and storage.is_disk_full(error) and not isinstance(error, DiskFullError):
-            raise DiskFullError(f"the disk is full: {final} could not be written; free some space") from error
-        raise
-
-
 @contextlib.contextmanager
 def _bar(source: Source, shown: bool) -> Iterator[transfer.Progress]:
     total = sum(source.tensors[rule.name].stored_bytes for rule in source.rules)
@@ -291,12 +251,6 @@ def _bar(source: Source, shown: bool) -> Iterator[transfer.Progress]:
             bar.update(count)
 
         yield progress
-
-
-def _leftovers(final: Path) -> tuple[str, ...]:
-    """What a killed conversion to the same name has left beside it."""
-    found = sorted(final.parent.glob(f".{final.name}.*.partial")) if final.parent.exists() else []
-    return tuple(f"{path} is what an interrupted conversion left; remove it unless that is still running" for path in found)
 
 
 def _passed_over(source: Source) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmx.core.types import Params
+from lmx.core.types import Array, Params
 from lmx.merging.linear import check_same_shapes
 
 
@@ -17,8 +17,44 @@ def step(average: Params, params: Params, decay: Any) -> Params:
       average: float32 arrays.
       params: arrays of the same shapes.
       decay: in [0, 1]; may be traced.
+
+    Raises:
+      ValueError: the average is kept in fewer bits, in which small steps are lost.
     """
+    _check_wide(average)
     return jax.tree.map(lambda a, x: a + (x.astype(a.dtype) - a) * (1 - decay), average, params)
+
+
+def anchor_step(anchor: Params, params: Params, mu: Any) -> Params:
+    """(1 - mu) * anchor + mu * params: the moving anchor of WARP's first stage, after each of the policy's updates.
+
+    Args:
+      anchor: float32 arrays, at first a copy of the initial policy; never the policy's own buffers, which a step may overwrite.
+      params: the policy, arrays of the same shapes.
+      mu: in [0, 1], may be traced: 0 stays at the initial policy, exactly, and 1 is the current one, exactly.
+
+    Raises:
+      ValueError: `mu` lies outside [0, 1], the trees differ, or the anchor is kept in fewer bits, in which it would stand still.
+
+    Reference: Rame et al. (2024), WARP, arXiv:2406.16768, stage 1.
+    """
+    if not isinstance(mu, jax.core.Tracer) and not 0 <= mu <= 1:
+        raise ValueError(f"mu={mu} must lie in [0, 1]")
+    check_same_shapes(anchor, params)
+    _check_wide(anchor)
+
+    def move(a: Array, x: Array) -> Array:
+        new = x.astype(a.dtype)
+        return jnp.where(mu == 1, new, a + (new - a) * mu)
+
+    return jax.tree.map(move, anchor, params)
+
+
+def _check_wide(average: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(average):
+        if leaf.dtype != jnp.float32:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{name} of the moving average is {leaf.dtype}, in which small steps are lost; keep it in float32")
 
 
 def exponential_mean(trees: Iterable[Params], decay: float) -> Params:
