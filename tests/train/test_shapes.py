@@ -94,7 +94,7 @@ def test_a_run_stopped_at_any_place_of_the_ramp_ends_as_one_that_was_not(tmp_pat
 
 
 def test_each_shape_is_compiled_once(monkeypatch):
-    monkeypatch.setattr(train_step, "train_step", chex.assert_max_traces(n=3)(train_step._train_step))
+    monkeypatch.setattr(train_step, "train_step", chex.assert_max_traces(n=3)(train_step.train_step))
     chex.clear_trace_counter()
     shapes, loader = Shapes(toy_run.make_spec(), RAMP), RampLoader()
     state = init_state(shapes.spec(0), jax.random.key(1))
