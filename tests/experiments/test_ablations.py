@@ -17,7 +17,7 @@ FILES = [path for path in sorted(FOLDER.glob("*.py")) if "def get_config" in pat
 MUST_HAVE_RUN = {"M": (1, 2, 4, 5, 6, 7, 8, 10, 12, 13), "G": (1, 2, 5, 8, 9), "A": (1, 2, 5, 8, 10, 13, 15)}
 
 
-def tested(file: Path) -> list[str]:
+def claims_of(file: Path) -> list[str]:
     stages = load_experiment(file).stages.values()
     return [stage.claim.id for stage in stages if isinstance(stage, Measure)]
 
@@ -29,14 +29,14 @@ def test_each_file_tests_claims_and_says_which(file: Path) -> None:
     assert fingerprint(experiment.stages)
     docstring = file.read_text().split('"""')[1]
     assert f"lmx run {file.relative_to(ROOT)}" in docstring
-    found = tested(file)
+    found = claims_of(file)
     assert found
     for claim in found:
         assert claim in docstring
 
 
 def test_no_claim_is_tested_twice() -> None:
-    found = [claim for file in FILES for claim in tested(file)]
+    found = [claim for file in FILES for claim in claims_of(file)]
     assert len(found) == len(set(found))
 
 
@@ -47,7 +47,7 @@ def test_the_specification_has_47_claims_and_each_id_is_one() -> None:
 
 def test_committed_results_are_of_three_seeds_of_an_experiment_that_is_there() -> None:
     results = claim_page.read_results(FOLDER / "results")
-    assert set(results) <= {claim for file in FILES for claim in tested(file)}
+    assert set(results) <= {claim for file in FILES for claim in claims_of(file)}
     for claim, result in results.items():
         assert result.claim == claims.BY_ID[claim], claim
         assert len(result.seeds) >= 3, claim
