@@ -1,6 +1,7 @@
 """Qwen 2's pre-training on a CPU: the same recipe with rows and RoPE bases scaled, and an MoE upcycled.
 
-Hardware: a CPU, 2 cores.  Status: not yet run to the end at this size.
+Hardware: a CPU, 2 cores, 4 min 36 s.  Bits per held-out byte: 2.440 after the short stage, 2.425 lengthened, 2.373 upcycled
+(bytes of order-2 Markov 2.860, `xz -9e` 2.367).  It has hardly learned to find needles (2.5% at 1,024).
 
 lmx run experiments/qwen2/mini_pretrain.py --workdir W/qwen2
 """
