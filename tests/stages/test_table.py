@@ -48,7 +48,7 @@ def test_every_shape_of_a_ramp_and_every_length_has_a_row() -> None:
 
 def test_a_changing_mixture_has_a_line_a_mark() -> None:
     found = mixture(llama31.main_mixture(llama31.mini()))
-    assert len(found) == 3 and found[0].startswith("from 0: web 64%") and found[-1].startswith("from 960,000: web 40%")
+    assert len(found) == 3 and found[0].startswith("from 0: web 38.4%") and found[-1].startswith("from 1.92M: web 24%")
 
 
 def test_objective_optimizer_and_origins_are_told() -> None:
