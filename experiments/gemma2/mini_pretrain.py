@@ -1,7 +1,7 @@
 """Gemma 2's pre-training on a CPU: the same recipe, a teacher and two students, windows and RoPE base scaled.
 
-Hardware: a CPU, 2 cores (time on an idle machine not measured).  Bits per held-out byte: 2.109 the teacher, 2.370 the larger student
-and 3.000 the smaller, which has 74 steps (bytes of order-2 Markov 2.860, `xz -9e` 2.367).
+Hardware: a CPU, 2 cores (time on an idle machine not measured).  Bits per held-out byte: 2.109 the teacher, 2.370 the larger
+student and 3.000 the smaller, which has 74 steps (bytes of order-2 Markov 2.860, `xz -9e` 2.367).
 
 lmx run experiments/gemma2/mini_pretrain.py --workdir W/gemma2
 """
