@@ -4,12 +4,13 @@ import argparse
 import sys
 from typing import Any
 
+from lmx.cli.verb import add_verb
+
 
 def add(verbs: Any) -> None:
     """Adds the verb to the parser's subparsers."""
     summary = "convert a checkpoint: Hugging Face, GGUF, Meta's Llama layout and lmx's own"
-    parser = verbs.add_parser("convert", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    parser.set_defaults(verb=_convert)
+    parser = add_verb(verbs, "convert", _convert, summary)
     parser.add_argument("source", metavar="SRC", help="an lmx artifact, a Hugging Face or Meta directory, or a .gguf file")
     parser.add_argument("destination", metavar="DST", help="what to write; must not exist")
     parser.add_argument(
@@ -20,7 +21,6 @@ def add(verbs: Any) -> None:
         choices=("float32", "bfloat16", "float16", "q8_0"),
         help="numbers to write (default: as in SRC, float32 for quantised ones; q8_0 for GGUF only)",
     )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")
 
 
 def _convert(options: argparse.Namespace) -> None:

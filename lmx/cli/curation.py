@@ -8,25 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmx.cli.verb import add_verb
+
 
 def add(verbs: Any) -> None:
     """Adds the verb to the parser's subparsers."""
     summary = "read pages, filter and dedup them on Apache Beam, and write a corpus with its data card"
-    parser = verbs.add_parser(
+    parser = add_verb(
+        verbs,
         "curate",
-        help=summary,
+        _curate,
+        summary,
         usage="%(prog)s FILE [--output DIR] [--set PATH=VALUE ...] [-- BEAM_OPTION ...]",
-        description=f"{summary[0].upper()}{summary[1:]}.",
         epilog="Options after -- are Beam's: --direct_num_workers=4 --direct_running_mode=multi_processing runs several processes "
         "here; --runner=DataflowRunner (FlinkRunner, SparkRunner) with its own options runs the same graph there.",
     )
-    parser.set_defaults(verb=_curate)
     parser.add_argument("file", metavar="FILE", type=Path, help="Python file that defines get_config() -> Curation")
     parser.add_argument("--output", metavar="DIR", help="new folder for the corpus (default: runs/NAME, by the curation's name)")
     parser.add_argument(
         "--set", metavar="PATH=VALUE", action="append", default=[], help="override a value of the config; repeatable"
     )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from lmx.cli.verb import add_verb
+
 
 def add(verbs: Any) -> None:
     """Adds the verbs to the parser's subparsers."""
@@ -80,13 +82,11 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _verb(verbs, name, function, summary) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    parser.set_defaults(verb=function)
+    parser = add_verb(verbs, name, function, summary)
     parser.add_argument("file", metavar="FILE", type=Path, help="experiment file")
     parser.add_argument(
         "--set", metavar="PATH=VALUE", action="append", default=[], help="override a value of the config; repeatable"
     )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")
     return parser
 
 
@@ -113,9 +113,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(verbs: Any) -> None:
     summary = "write the page of claims from a folder of experiments and their results"
-    parser: argparse.ArgumentParser = verbs.add_parser("report", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    parser.set_defaults(verb=_report)
+    parser = add_verb(verbs, "report", _report, summary)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder with a claims.py that defines CLAIMS")
     parser.add_argument("--results", metavar="DIR", type=Path, help="folder of the result files (default: FOLDER/results)")
     parser.add_argument("--output", metavar="FILE", type=Path, help="where to write the page (default: FOLDER/RESULTS.md)")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lmx.cli.verb import add_verb
+
 _SUMMARY = "merge checkpoints of one architecture, tensor by tensor"
 _DESCRIPTION = """Merge checkpoints of one architecture, tensor by tensor. The methods:
   mean         weighted mean: model soup, checkpoint average, WARM (reward models)   --weights, --normalize
@@ -33,10 +35,9 @@ _FLAGS = {"rescale": "--no-rescale", "combine_by": "--elect"}
 
 def add(verbs: Any) -> None:
     """Adds the verb to the parser's subparsers."""
-    parser = verbs.add_parser(
-        "merge", help=_SUMMARY, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = add_verb(
+        verbs, "merge", _merge, _SUMMARY, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(verb=_merge)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="lmx artifacts or Hugging Face directories, in order")
     parser.add_argument("--out", metavar="DST", required=True, help="what to write; must not exist")
     parser.add_argument("--method", choices=tuple(_OPTIONS), required=True, help="see above")
@@ -66,7 +67,6 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="numbers to write (default: as the first model)"
     )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")
 
 
 def _merge(options: argparse.Namespace) -> None:

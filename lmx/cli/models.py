@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmx.cli.verb import add_verb
+
 if TYPE_CHECKING:
     from lmx.sampling.request import Sampling
     from lmx.serve.checkpoint import Checkpoint
@@ -246,8 +248,7 @@ def _api_key(file: Path | None) -> str | None:
 
 
 def _verb(verbs, name, function, summary) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    parser.set_defaults(verb=function)
+    parser = add_verb(verbs, name, function, summary)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a stage of a run, or of a converted model")
     parser.add_argument("--chat-template", metavar="NAME", help="chatml, llama3, gemma or a file of Jinja, in place of the model's")
     parser.add_argument("--slots", metavar="N", type=int, default=8, help="rows that are decoded together (default: %(default)s)")
@@ -258,7 +259,6 @@ def _verb(verbs, name, function, summary) -> argparse.ArgumentParser:  # type: i
     parser.add_argument(
         "--mesh", metavar="AXIS=N,...", help="spread the model, such as data=1,fsdp=2,tensor=4 (default: one device)"
     )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error (also: LMX_DEBUG=1)")
     return parser
 
 
