@@ -28,38 +28,44 @@ FOLDER = ROOT / "experiments" / "ablations"
 def main() -> int:
     """Runs what was asked for; 1 if something failed."""
     options = _options()
-    files = find_files()
-    if unknown := sorted(set(options.ids).difference(files)):
-        raise SystemExit(f"no experiment of {FOLDER} tests {', '.join(unknown)}; there are {', '.join(files)}")
-    wanted = options.ids or [claim for claim in files if not (FOLDER / "results" / f"{claim}.json").exists()]
-    failed = [file for file in tqdm(dict.fromkeys(files[claim] for claim in wanted)) if not run(file, options.workdir)]
+    experiments = find_experiments()
+    file_of = {claim: file for file, stages in experiments.items() for claim in stages.values()}
+    if unknown := sorted(set(options.ids).difference(file_of)):
+        raise SystemExit(f"no experiment of {FOLDER} tests {', '.join(unknown)}; there are {', '.join(file_of)}")
+    wanted = options.ids or [claim for claim in file_of if not kept(claim).exists()]
+    files = dict.fromkeys(file_of[claim] for claim in wanted)
+    failed = [file for file in tqdm(files) if not run(file, experiments[file], options.workdir)]
     subprocess.run([sys.executable, "-m", "lmx", "report", str(FOLDER.relative_to(ROOT))], cwd=ROOT, check=True)
     for file in failed:
         print(f"{file.relative_to(ROOT)} stopped with an error; run it alone to see it", file=sys.stderr)
     return bool(failed)
 
 
-def find_files() -> dict[str, Path]:
-    """The experiment of each claim that has one."""
-    found: dict[str, Path] = {}
+def find_experiments() -> dict[Path, dict[str, str]]:
+    """The experiments that test claims: file -> stage -> claim."""
+    found = {}
     for file in sorted(FOLDER.glob("*.py")):
         module = load_module(file)
         if hasattr(module, "get_config"):
-            found |= {stage.claim.id: file for stage in module.get_config().stages.values() if isinstance(stage, Measure)}
+            stages = module.get_config().stages
+            found[file] = {name: stage.claim.id for name, stage in stages.items() if isinstance(stage, Measure)}
     return found
 
 
-def run(file: Path, workdir: Path) -> bool:
-    """Runs one experiment file and keeps its results; whether it ended."""
+def kept(claim: str) -> Path:
+    """Where the result of a claim is kept."""
+    return FOLDER / "results" / f"{claim}.json"
+
+
+def run(file: Path, claims: dict[str, str], workdir: Path) -> bool:
+    """Runs one experiment file and keeps the results of its stages; whether it ended."""
     folder = workdir / file.stem
     command = [sys.executable, "-m", "lmx", "run", str(file.relative_to(ROOT)), "--workdir", str(folder)]
     if subprocess.run(command, cwd=ROOT).returncode:
         return False
-    for name, stage in load_module(file).get_config().stages.items():
-        if isinstance(stage, Measure):
-            kept = FOLDER / "results" / f"{stage.claim.id}.json"
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / name / RESULT, kept)
+    for stage, claim in claims.items():
+        kept(claim).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / stage / RESULT, kept(claim))
     return True
 
 

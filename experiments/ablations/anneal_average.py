@@ -13,7 +13,6 @@ import numpy as np
 from experiments.ablations import bed
 from lmx import merging
 from lmx.eval.claims import Finding, at_most, below, by_arm
-from lmx.objectives.lm import language_model
 from lmx.optim import Constant, WarmupLinear
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -54,8 +53,8 @@ def _losses(bench: Bench) -> np.ndarray:
     rates[:, :20] *= np.linspace(0.05, 1, 20)
     rates[1, -TAIL:] = population.rates([WarmupLinear(peak=PEAK, warmup_steps=0)], TAIL)[0]
     marks = [STEPS - APART * k for k in (4, 3, 2, 1, 0)]
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=2),
         batches,
         rates=rates,

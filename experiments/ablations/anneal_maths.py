@@ -16,7 +16,6 @@ import numpy as np
 from configs.data import domains
 from experiments.ablations import bed
 from lmx.eval.claims import Finding, below, by_arm
-from lmx.objectives.lm import language_model
 from lmx.optim import LinearFrom, WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -63,8 +62,8 @@ def _losses(bench: Bench) -> dict[str, np.ndarray]:
     model = bed.model_of(bed.llama(model_dim=64, max_length=LENGTH))
     annealing = LinearFrom(before=COSINE, before_steps=STEPS - TAIL)
     rates = np.concatenate([population.rates([COSINE], STEPS - TAIL), population.rates([annealing], TAIL)], axis=1)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=2),
         batches,
         rates=np.repeat(rates, 2, axis=0),

@@ -22,7 +22,6 @@ from lmx.data.batches import LMBatch
 from lmx.data.sources import Limited, PythonCorpus, Row, Rows, Source
 from lmx.data.text import Component, PackedText
 from lmx.eval.claims import Finding, below, by_arm
-from lmx.objectives.lm import language_model
 from lmx.optim import Constant, LinearFrom
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -95,8 +94,8 @@ def _losses(bench: Bench) -> np.ndarray:
         [population.rates([constant], HALF), population.rates([LinearFrom(before=constant, before_steps=HALF)], TAIL)], axis=1
     )
     rates[:, :20] *= np.linspace(0.05, 1, 20)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=len(arms)),
         batches,
         rates=np.repeat(rates, len(arms), axis=0),

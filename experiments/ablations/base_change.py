@@ -20,7 +20,6 @@ from lmx.data.text import Component, PackedText
 from lmx.eval.claims import Finding, below, by_arm
 from lmx.model.config import DecoderConfig
 from lmx.model.context import with_context
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -90,9 +89,7 @@ def _initial(config: DecoderConfig, bench: Bench) -> Params:
 
 
 def _trained(config: DecoderConfig, params: Params, rows: LMBatch, steps: int, schedule: WarmupCosine) -> Params:
-    model = bed.model_of(config)
-    spec = bed.spec(model, language_model(model.apply), rows)
-    return population.train(spec, params, rows, rates=population.rates([schedule], steps)).params
+    return bed.train(bed.model_of(config), params, rows, rates=population.rates([schedule], steps)).params
 
 
 def _by_position(config: DecoderConfig, params: Params, rows: LMBatch) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,6 @@ from experiments.ablations import bed
 from lmx.data.batches import LMBatch
 from lmx.data.ramp import Phase, Ramp
 from lmx.eval.claims import Finding, at_most, below, by_arm
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -70,8 +69,8 @@ def _losses(bench: Bench) -> dict[str, np.ndarray]:
     steps = max(ends)
     batches = jax.tree.map(lambda *arms: np.stack(arms), *[_batches(ramp, bench.seeds, steps) for ramp in ARMS.values()])
     model = bed.model_of(bed.llama(model_dim=32, max_length=LENGTH))
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=len(ARMS)),
         batches,
         rates=np.stack([_rates(ramp, steps) for ramp in ARMS.values()]),

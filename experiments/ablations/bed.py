@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from lmx.kernels import head
 from lmx.losses import likelihood
 from lmx.model.config import DecoderConfig
 from lmx.model.decoder import Model, build_model
+from lmx.objectives.lm import language_model
 from lmx.optim import AdamW, Constant, Layout, Optimizer
 from lmx.pipeline.experiment import Experiment
 from lmx.sharding.mesh import MeshConfig, build_mesh
@@ -61,6 +63,21 @@ def llama(
     )
 
 
+def gemma2(*, window: int, max_length: int = LENGTH) -> DecoderConfig:
+    """A Gemma 2 of 32 thousand parameters, width 32: a layer with a window and a global one, heads of 16."""
+    return tiny.gemma2(
+        BYTES.vocab_size,
+        num_layers=2,
+        model_dim=32,
+        q_heads=2,
+        kv_heads=1,
+        head_dim=16,
+        ffn_dim=88,
+        window=window,
+        max_length=max_length,
+    )
+
+
 def spec(model: Model, objective: Objective, batches: LMBatch, *, optimizer: Optimizer = ADAMW, steps: int = 1) -> TrainSpec:
     """A member's training step on one device. The optimizer is built around `Constant(value=1.0)`, see `population.train`.
 
@@ -80,6 +97,27 @@ def spec(model: Model, objective: Objective, batches: LMBatch, *, optimizer: Opt
         mesh=build_mesh(MeshConfig(), jax.devices()[:1]),
         rules=DEFAULT_RULES,
     )
+
+
+def train(
+    model: Model, params: Params, batches: LMBatch, *, optimizer: Optimizer = ADAMW, steps: int = 1, **options: Any
+) -> population.Trained:
+    """`population.train` on the next token; optimizer and steps as in `spec`, the other options as there."""
+    objective = language_model(model.apply)
+    return population.train(spec(model, objective, batches, optimizer=optimizer, steps=steps), params, batches, **options)
+
+
+def whole_rows(symbols: np.ndarray, loss_mask: np.ndarray | None = None) -> LMBatch:
+    """Rows [..., T + 1] of ids as batches [..., T] in which each row is one document; every label counts where no mask is given."""
+    shape = symbols[..., 1:].shape
+    leaves: dict[str, Any] = {
+        "tokens": symbols[..., :-1],
+        "labels": symbols[..., 1:],
+        "loss_mask": np.ones(shape, bool) if loss_mask is None else loss_mask,
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape),
+    }
+    return LMBatch(**leaves)
 
 
 def text(

@@ -27,7 +27,6 @@ from lmx.data.text import Component, PackedText
 from lmx.eval.claims import Finding, at_least, at_most, below, by_arm, holds
 from lmx.eval.needle import NeedleTest, find_needles
 from lmx.model.decoder import Model
-from lmx.objectives.lm import language_model
 from lmx.optim import Constant, WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -121,8 +120,8 @@ def _trained(
         short = packed(SHORT, seeds, steps)
         rows = jax.tree.map(lambda x, y: np.concatenate([x[:, :, :-1], y[:, :, :1]], axis=2), rows, short)
     schedule = WarmupCosine(peak=PEAK, warmup_steps=20, end_ratio=LEFT) if length == SHORT else Constant(value=LEFT * PEAK)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), rows),
+    trained = bed.train(
+        model,
         params,
         rows,
         rates=population.rates([schedule], steps),

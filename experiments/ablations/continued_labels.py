@@ -24,7 +24,6 @@ from lmx.eval.claims import Finding, above, at_least, by_arm
 from lmx.kernels import head
 from lmx.losses import divergence, likelihood
 from lmx.model.decoder import Model
-from lmx.objectives.lm import language_model
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
@@ -96,8 +95,7 @@ def _scores(seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 
 def _from_labels(model: Model, params: Params, batches: LMBatch, rates: np.ndarray) -> Params:
-    spec = bed.spec(model, language_model(model.apply), batches, optimizer=afm.rmsprop())
-    return population.train(spec, params, batches, rates=rates).params
+    return bed.train(model, params, batches, optimizer=afm.rmsprop(), rates=rates).params
 
 
 def _objective(student: Model, teacher: Model) -> Any:
@@ -139,11 +137,4 @@ def _probe() -> tuple[LMBatch, np.ndarray]:
         ids = bed.BYTES.encode(text)
         tokens[index, : len(ids)] = ids
         labels[index, len(ids) - 1 - len(rows[index]["answer"]) : len(ids) - 1] = True
-    leaves: dict[str, Any] = {
-        "tokens": tokens[:, :-1],
-        "labels": tokens[:, 1:],
-        "loss_mask": labels,
-        "segment_ids": np.ones(labels.shape, np.int32),
-        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), labels.shape),
-    }
-    return jax.tree.map(lambda leaf: leaf[None], LMBatch(**leaves)), labels
+    return bed.whole_rows(tokens[None], labels[None]), labels

@@ -28,7 +28,6 @@ from lmx.data import files
 from lmx.data.sources import ArrayRecords, Rows
 from lmx.data.text import Component, PackedText
 from lmx.eval.claims import Finding, at_least, below, by_arm
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -131,8 +130,8 @@ def _losses(bench: Bench) -> np.ndarray:
     rows = [bed.text(bench.seeds, STEPS, batch_size=BATCH, length=LENGTH, data=data) for data in texts]
     batches = jax.tree.map(lambda *arms: np.stack(arms), *rows)
     model = bed.model_of(bed.llama(model_dim=32, max_length=LENGTH))
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=2),
         batches,
         rates=population.rates([SCHEDULE] * 2, STEPS),

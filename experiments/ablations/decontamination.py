@@ -31,7 +31,6 @@ from lmx.data.recall import Facts
 from lmx.data.sources import Row
 from lmx.data.text import Component, PackedText
 from lmx.eval.claims import Finding, above, at_most, by_arm, holds
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -226,8 +225,8 @@ def _scores(bench: Bench) -> PyTree:
         batches.append([_batches(each, seed) for each in (texts, cleaned)])
         tests.append([_questions(each) for each in (planted, fresh)])
     own = _stacked([_stacked([of_seed[arm] for of_seed in batches]) for arm in range(2)])
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), own),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=2),
         own,
         rates=population.rates([WarmupCosine(peak=6e-3, warmup_steps=20, end_ratio=0.0)] * 2, STEPS),

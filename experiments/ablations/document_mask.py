@@ -21,7 +21,6 @@ from lmx.core.types import Params
 from lmx.data.batches import LMBatch
 from lmx.eval.claims import Check, Finding, at_least, at_most, by_arm
 from lmx.model.decoder import Model
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -68,8 +67,8 @@ def _row(bench: Bench, row: int) -> dict[str, np.ndarray]:
     batches = jax.tree.map(lambda *arms: np.stack(arms), without_mask(packed), packed)
     model = bed.model_of(bed.llama(model_dim=32, max_length=ROWS[-1]))
     schedule = WarmupCosine(peak=PEAK, warmup_steps=20)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=2),
         batches,
         rates=population.rates([schedule, schedule], STEPS),

@@ -17,7 +17,6 @@ from experiments.ablations import bed
 from lmx.eval.claims import Finding, above, at_most, below, by_arm
 from lmx.model.config import DecoderConfig, DualChunk, LinearScaling, YarnScaling
 from lmx.model.context import with_context
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -82,8 +81,8 @@ def _losses(bench: Bench) -> dict[str, np.ndarray]:
     """Losses [arms, buckets, seeds] and [arms, seeds] beyond the window, and the largest change in the first chunk, [seeds]."""
     arms = _arms()
     model, batches = bed.model_of(arms["nothing"]), bed.text(bench.seeds, STEPS, batch_size=BATCH, length=WINDOW)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds),
         batches,
         rates=population.rates([WarmupCosine(peak=PEAK, warmup_steps=20)], STEPS),

@@ -13,7 +13,6 @@ from experiments.ablations import afm, bed
 from lmx.eval.claims import Finding, at_most, below, by_arm
 from lmx.model import rope
 from lmx.model.context import with_context
-from lmx.objectives.lm import language_model
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
@@ -59,16 +58,15 @@ def _losses(seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Each [bases, seeds], and "before" [seeds]."""
     model = bed.model_of(TRAINED)
     batches = bed.text(seeds, STEPS, batch_size=TOKENS // SHORT, length=SHORT)
-    spec = bed.spec(model, language_model(model.apply), batches, optimizer=afm.rmsprop())
-    params = population.train(spec, population.initial(model, seeds), batches, rates=afm.rates([afm.PEAK], STEPS)).params
+    train = partial(bed.train, optimizer=afm.rmsprop())
+    params = train(model, population.initial(model, seeds), batches, rates=afm.rates([afm.PEAK], STEPS)).params
     short, long = (bed.heldout(16, batch_size=2_048 // length, length=length) for length in (SHORT, LONG))
     beyond = np.asarray(long.positions) >= SHORT
     more = bed.text([seed + 100 for seed in seeds], LONG_STEPS, batch_size=TOKENS // LONG, length=LONG)
     found: dict[str, list[np.ndarray]] = {"far": [], "far at first": [], "short": []}
     for theta in BASES.values():
         longer = bed.model_of(with_context(TRAINED, rope_theta=theta, max_length=LONG))
-        spec = bed.spec(longer, language_model(longer.apply), more, optimizer=afm.rmsprop())
-        trained = population.train(spec, params, more, rates=afm.rates([PEAK], LONG_STEPS)).params
+        trained = train(longer, params, more, rates=afm.rates([PEAK], LONG_STEPS)).params
         for name, at in (("far at first", params), ("far", trained)):
             found[name].append(population.mean_over_tokens(bed.token_losses(longer, at, long), long, beyond)[0])
         found["short"].append(bed.mean_losses(longer, trained, short)[0])

@@ -16,14 +16,12 @@ import math
 import jax
 import numpy as np
 
-from configs.models import tiny
 from experiments.ablations import bed
 from lmx.core.types import PyTree
 from lmx.data.batches import LMBatch
 from lmx.eval.claims import Finding, above, at_most, by_arm, holds
 from lmx.model import accounting, cache
 from lmx.model.config import BlockConfig, DecoderConfig
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -109,17 +107,7 @@ def _bed() -> str:
 
 def config(pattern: str, window: int = WINDOW) -> DecoderConfig:
     """A Gemma 2 whose two layers are of the pattern."""
-    mixed = tiny.gemma2(
-        bed.BYTES.vocab_size,
-        num_layers=2,
-        model_dim=32,
-        q_heads=2,
-        kv_heads=1,
-        head_dim=16,
-        ffn_dim=88,
-        window=window,
-        max_length=LENGTH,
-    )
+    mixed = bed.gemma2(window=window, max_length=LENGTH)
     local, whole = mixed.layer_pattern
     chosen: tuple[BlockConfig, ...] = {"all global": (whole, whole), "alternating": (local, whole), "all local": (local, local)}[
         pattern
@@ -157,9 +145,7 @@ def _losses(seeds: tuple[int, ...]) -> PyTree:
     found: PyTree = {}
     for pattern in PATTERNS:
         model = bed.model_of(config(pattern))
-        trained = population.train(
-            bed.spec(model, language_model(model.apply), batches), population.initial(model, seeds), batches, rates=rates
-        )
+        trained = bed.train(model, population.initial(model, seeds), batches, rates=rates)
         found[pattern] = {}
         for window in SHRUNK if pattern != "all global" else SHRUNK[:1]:
             losses = bed.token_losses(bed.model_of(config(pattern, window)), trained.params, heldout)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.ablations import bed
 from lmx.core.types import Array, Params, PyTree
 from lmx.data.batches import LMBatch, TeacherBatch
 from lmx.kernels import head
@@ -35,9 +36,7 @@ def text(logprobs: np.ndarray, steps: int, *, batch_size: int, length: int, seed
         uniforms = generator.random(rows[-1].shape) * place[..., -1]
         rows.append(np.minimum((place <= uniforms[..., None]).sum(axis=-1), SYMBOLS - 1))
     tokens = np.stack(rows, axis=-1).reshape(len(ends), steps, batch_size, length + 1).astype(np.int32)
-    whole = np.ones_like(tokens[..., 1:])
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), whole.shape)
-    return LMBatch(tokens[..., :-1], tokens[..., 1:], whole.astype(bool), whole, positions)  # type: ignore[arg-type]
+    return bed.whole_rows(tokens)
 
 
 def drawn(batches: LMBatch, logprobs: np.ndarray, count: int) -> TeacherBatch:

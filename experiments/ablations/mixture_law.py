@@ -21,7 +21,6 @@ from experiments.ablations import bed
 from lmx.eval.claims import Finding, at_least, below, by_arm
 from lmx.eval.scaling_law import fit_power_law
 from lmx.model.decoder import Model
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -106,8 +105,8 @@ def _losses(bench: Bench, width: int) -> dict[str, np.ndarray]:
     rows = [bed.text(bench.seeds, STEPS, batch_size=BATCH, length=LENGTH, data=each) for each in data]
     batches = jax.tree.map(lambda *arms: np.stack(arms), *rows)
     model = _model(width)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=len(data)),
         batches,
         rates=population.rates([SCHEDULE] * len(data), STEPS),

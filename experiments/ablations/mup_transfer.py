@@ -10,7 +10,6 @@ import numpy as np
 from experiments.ablations import afm, bed
 from lmx.data.batches import LMBatch
 from lmx.eval.claims import Finding, at_least, at_most, by_arm
-from lmx.objectives.lm import language_model
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
@@ -52,10 +51,11 @@ def _losses(bench: Bench, batches: LMBatch, width: int, *, mup: bool) -> np.ndar
     """[rates, seeds]; a loss that is not finite counts as infinite."""
     model = bed.model_of(afm.decoder(model_dim=width, max_length=LENGTH))
     optimizer = afm.rmsprop(base_width=BASE if mup else None)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches, optimizer=optimizer),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=len(PEAKS)),
         batches,
+        optimizer=optimizer,
         rates=afm.rates(PEAKS, STEPS),
     )
     losses = bed.mean_losses(model, trained.params, bed.heldout(16, batch_size=32, length=LENGTH))

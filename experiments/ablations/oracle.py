@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.ablations import bed
 from lmx.core.types import Array, Outputs, Params
 from lmx.data.batches import LMBatch
 from lmx.kernels import head
@@ -32,16 +33,7 @@ def batches(seeds: Sequence[int], steps: int, *, batch_size: int, length: int, h
     drawn = [
         _draw(table, [seed, 1 + heldout], (steps, batch_size), length) for table, seed in zip(tables(seeds), seeds, strict=True)
     ]
-    symbols = np.stack(drawn)
-    shape = symbols[..., 1:].shape
-    leaves: dict[str, Any] = {
-        "tokens": symbols[..., :-1],
-        "labels": symbols[..., 1:],
-        "loss_mask": np.ones(shape, bool),
-        "segment_ids": np.ones(shape, np.int32),
-        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), shape),
-    }
-    return LMBatch(**leaves)
+    return bed.whole_rows(np.stack(drawn))
 
 
 def teacher(table: Array, batch: LMBatch) -> Outputs:

@@ -15,9 +15,8 @@ from experiments.ablations import afm, bed, claims
 from lmx.core.types import Params
 from lmx.data.batches import LMBatch
 from lmx.eval.claims import Finding, above, at_most, below, by_arm
-from lmx.model.config import DecoderConfig
-from lmx.objectives.lm import language_model
-from lmx.optim import Constant, RMSProp
+from lmx.model.decoder import Model
+from lmx.optim import Constant, Optimizer, RMSProp
 from lmx.pipeline.experiment import Experiment
 from lmx.pruning import learned, scores
 from lmx.pruning.choose import Scores, highest
@@ -105,22 +104,18 @@ def _losses(seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
     batches = bed.text(seeds, PARENT_STEPS + MASK_STEPS + CORE_STEPS, batch_size=ROWS, length=LENGTH)
     parent = bed.model_of(PARENT)
     rates = afm.rates([afm.PEAK], PARENT_STEPS)
-    trained = _train(seeds, PARENT, population.initial(parent, seeds), _steps(batches, 0, PARENT_STEPS), rates=rates)
+    train = partial(bed.train, optimizer=afm.rmsprop())
+    trained = train(parent, population.initial(parent, seeds), _steps(batches, 0, PARENT_STEPS), rates=rates)
     parents = [jax.tree.map(lambda leaf, s=s: leaf[0, s], trained.params) for s in range(len(seeds))]
     children = _children(seeds, parents, _steps(batches, PARENT_STEPS, PARENT_STEPS + MASK_STEPS))
     # The random start continues on the same text as the others; the parent's text is new to none of the arms but itself.
     core = _steps(batches, PARENT_STEPS + MASK_STEPS, PARENT_STEPS + MASK_STEPS + CORE_STEPS)
     rates = afm.rates([afm.PEAK] * len(ARMS), CORE_STEPS)
-    cores = _train(seeds, CHILD, children, core, rates=rates, snapshots=MARKS)
+    child = bed.model_of(CHILD)
+    cores = train(child, children, core, rates=rates, snapshots=MARKS)
     heldout = bed.heldout(16, batch_size=32, length=LENGTH)
-    curves = [bed.mean_losses(bed.model_of(CHILD), cores.snapshots[mark], heldout) for mark in MARKS]
+    curves = [bed.mean_losses(child, cores.snapshots[mark], heldout) for mark in MARKS]
     return {"losses": np.stack(curves, axis=1)}
-
-
-def _train(seeds: tuple[int, ...], config: DecoderConfig, params: Params, batches: LMBatch, **options: Any) -> population.Trained:
-    model = bed.model_of(config)
-    spec = bed.spec(model, language_model(model.apply), batches, optimizer=afm.rmsprop())
-    return population.train(spec, params, batches, **options)
 
 
 def _children(seeds: tuple[int, ...], parents: list[Params], batches: LMBatch) -> Params:
@@ -128,7 +123,8 @@ def _children(seeds: tuple[int, ...], parents: list[Params], batches: LMBatch) -
     fresh = population.initial(bed.model_of(CHILD), seeds)
     slices = [jax.tree.map(lambda leaf: leaf[0], fresh)]
     learned_masks = _learned(seeds, parents, batches)
-    parents = _trained_on(parents, batches)  # by as much as the parents under masks, so that these arms differ in their cut alone
+    # By as much as the parents under masks, so that these arms differ in their cut alone.
+    parents = _trained_on(bed.model_of(PARENT), parents, batches, WEIGHTS)
     by_chance = [cut(own, PARENT, _keep(scores.random_scores(PARENT, seed))) for own, seed in zip(parents, seeds, strict=True)]
     by_weight = [cut(own, PARENT, _keep(scores.weight_scores(own, PARENT))) for own in parents]
     for children in (by_chance, by_weight, learned_masks):
@@ -136,12 +132,11 @@ def _children(seeds: tuple[int, ...], parents: list[Params], batches: LMBatch) -
     return jax.tree.map(lambda *leaves: np.stack(leaves), *slices)
 
 
-def _trained_on(parents: list[Params], batches: LMBatch) -> list[Params]:
-    """The parents after the steps of the mask stage, without masks."""
-    model = bed.model_of(PARENT)
+def _trained_on(model: Model, parents: list[Params], batches: LMBatch, optimizer: Optimizer) -> list[Params]:
+    """The parents of the seeds after the steps of the mask stage, at the optimizer's own rate: the population's is 1."""
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *parents)
-    spec = bed.spec(model, language_model(model.apply), batches, optimizer=WEIGHTS, steps=MASK_STEPS)
-    trained = population.train(spec, stacked, batches, rates=np.ones((1, MASK_STEPS), np.float32))
+    rates = np.ones((1, MASK_STEPS), np.float32)
+    trained = bed.train(model, stacked, batches, optimizer=optimizer, steps=MASK_STEPS, rates=rates)
     return [jax.tree.map(lambda leaf, s=s: leaf[0, s], trained.params) for s in range(len(parents))]
 
 
@@ -151,7 +146,7 @@ def _keep(found: Scores) -> Keep:
 
 
 def _learned(seeds: tuple[int, ...], parents: list[Params], batches: LMBatch) -> list[Params]:
-    """The children whose masks were trained with the parents; built at their own rate, so the population's is 1."""
+    """The children whose masks were trained with the parents."""
     schedule = MaskSchedule()
     model = learned.masked_model(bed.model_of(PARENT), CHILD, schedule, steps=MASK_STEPS)
     widths = learned.pruned_widths(PARENT, CHILD)
@@ -159,10 +154,7 @@ def _learned(seeds: tuple[int, ...], parents: list[Params], batches: LMBatch) ->
         learned.with_masks(params, jax.random.fold_in(jax.random.key(seed), 1), widths, PARENT.num_repeats, schedule)
         for params, seed in zip(parents, seeds, strict=True)
     ]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *jax.device_get(own))
-    spec = bed.spec(model, language_model(model.apply), batches, optimizer=MaskOptimizer(model=WEIGHTS), steps=MASK_STEPS)
-    trained = population.train(spec, stacked, batches, rates=np.ones((1, MASK_STEPS), np.float32))
-    masked = [jax.tree.map(lambda leaf, s=s: leaf[0, s], trained.params) for s in range(len(seeds))]
+    masked = _trained_on(model, jax.device_get(own), batches, MaskOptimizer(model=WEIGHTS))
     return [learned.harden(params, PARENT, CHILD, schedule) for params in masked]
 
 

@@ -27,7 +27,6 @@ from lmx.curation.run import curate
 from lmx.data.sources import ArrayRecords
 from lmx.data.text import Component, PackedText
 from lmx.eval.claims import Finding, at_most, by_arm
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -81,8 +80,8 @@ def _losses(bench: Bench) -> np.ndarray:
     rows = [bed.text(bench.seeds, STEPS, batch_size=BATCH, length=LENGTH, data=pool) for pool in pools]
     batches = jax.tree.map(lambda *arms: np.stack(arms), *rows)
     model = bed.model_of(bed.llama(model_dim=32, max_length=LENGTH))
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=len(pools)),
         batches,
         rates=population.rates([SCHEDULE] * len(pools), STEPS),

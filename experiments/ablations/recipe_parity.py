@@ -9,7 +9,6 @@ import numpy as np
 
 from experiments.ablations import afm, bed
 from lmx.eval.claims import Finding, at_most, by_arm
-from lmx.objectives.lm import language_model
 from lmx.optim import AdamW, Constant, Optimizer
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -64,10 +63,11 @@ def _losses(bench: Bench, width: int, optimizer: Optimizer, rows: int, peaks: tu
     steps = TOKENS // (rows * LENGTH)
     model = bed.model_of(afm.decoder(model_dim=width, max_length=LENGTH))
     batches = bed.text(bench.seeds, steps, batch_size=rows, length=LENGTH)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches, optimizer=optimizer),
+    trained = bed.train(
+        model,
         population.initial(model, bench.seeds, arms=len(peaks)),
         batches,
+        optimizer=optimizer,
         rates=afm.rates(peaks, steps, end_ratio=end_ratio),
     )
     losses = bed.mean_losses(model, trained.params, bed.heldout(16, batch_size=32, length=LENGTH))

@@ -17,7 +17,6 @@ from experiments.ablations import bed
 from lmx.eval.claims import Finding, at_most, by_arm, holds
 from lmx.model import accounting
 from lmx.model.config import DecoderConfig
-from lmx.objectives.lm import language_model
 from lmx.optim import WarmupCosine
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
@@ -83,8 +82,8 @@ def _losses(bench: Bench, arms: dict[str, DecoderConfig]) -> np.ndarray:
 def _trained(config: DecoderConfig, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
     model = bed.model_of(config)
     batches = bed.text(seeds, STEPS, batch_size=BATCH, length=LENGTH)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, seeds),
         batches,
         rates=population.rates([WarmupCosine(peak=PEAK, warmup_steps=20, end_ratio=0.0)], STEPS),

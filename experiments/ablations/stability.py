@@ -16,15 +16,13 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from configs.models import tiny
-from experiments.ablations import bed
+from experiments.ablations import afm, bed
 from lmx.core.types import Array, Params, PyTree
 from lmx.data.batches import LMBatch
 from lmx.eval.claims import Finding, at_least, at_most, by_arm, holds
 from lmx.kernels import head
 from lmx.model.config import AttentionConfig, DecoderConfig, TiedHead
 from lmx.model.decoder import Model
-from lmx.objectives.lm import language_model
 from lmx.pipeline.experiment import Experiment
 from lmx.stages import Bench
 from lmx.train import population
@@ -75,13 +73,13 @@ def post_norms(bench: Bench) -> Finding:
 
 def qk_norm(bench: Bench) -> Finding:
     """AFM with QK-norm after RoPE, before it, and without."""
-    afm = _afm()
+    plain = afm.decoder(max_length=LENGTH)
     found = _all(
         bench,
         {
-            "after RoPE": afm,
-            "before RoPE": _with_attention(afm, qk_norm_before_rope=True),
-            "without": _with_attention(afm, qk_norm=None),
+            "after RoPE": plain,
+            "before RoPE": _with_attention(plain, qk_norm_before_rope=True),
+            "without": _with_attention(plain, qk_norm=None),
         },
     )
     after, before, without = found.values()
@@ -96,29 +94,13 @@ def qk_norm(bench: Bench) -> Finding:
                 1.0,
             ),
         ),
-        bed=_bed(afm, "AFM"),
+        bed=_bed(plain, "AFM"),
     )
 
 
 def gemma2() -> DecoderConfig:
     """Two layers of 32 dimensions."""
-    return tiny.gemma2(
-        bed.BYTES.vocab_size,
-        num_layers=2,
-        model_dim=32,
-        q_heads=2,
-        kv_heads=1,
-        head_dim=16,
-        ffn_dim=88,
-        window=32,
-        max_length=LENGTH,
-    )
-
-
-def _afm() -> DecoderConfig:
-    return tiny.afm(
-        bed.BYTES.vocab_size, num_layers=2, model_dim=32, q_heads=2, kv_heads=1, head_dim=16, ffn_dim=88, max_length=LENGTH
-    )
+    return bed.gemma2(window=32, max_length=LENGTH)
 
 
 def _without_caps(config: DecoderConfig) -> DecoderConfig:
@@ -152,8 +134,8 @@ def _run(config: DecoderConfig, seeds: tuple[int, ...]) -> PyTree:
     batches = bed.text(seeds, STEPS, batch_size=BATCH, length=LENGTH)
     rates = np.full((len(TIMES), STEPS), PLAIN, np.float32) * np.array(TIMES, np.float32)[:, None]
     rates[:, :WARMUP] *= np.linspace(1 / WARMUP, 1, WARMUP, dtype=np.float32)
-    trained = population.train(
-        bed.spec(model, language_model(model.apply), batches),
+    trained = bed.train(
+        model,
         population.initial(model, seeds, arms=len(TIMES)),
         batches,
         rates=rates,

@@ -76,8 +76,8 @@ def _mixtures(bench: Bench) -> dict[str, np.ndarray]:
     rows = bed.text(bench.seeds, BEFORE + AFTER, batch_size=BATCH, length=mixture.LENGTH)
     first, second = (jax.tree.map(lambda x, part=part: x[:, part], rows) for part in (slice(BEFORE), slice(BEFORE, None)))
     dense = bed.model_of(_dense())
-    source = population.train(
-        bed.spec(dense, language_model(dense.apply), first),
+    source = bed.train(
+        dense,
         population.initial(dense, bench.seeds),
         first,
         rates=population.rates([DENSE_SCHEDULE], BEFORE),

@@ -79,7 +79,6 @@ def train(
     own_batches: bool = False,
     snapshots: Sequence[int] = (),
     chunk: int = 50,
-    report: Callable[[int, int], None] | None = None,
     start: TrainState | None = None,
     keep_states: bool = False,
 ) -> Trained:
@@ -96,7 +95,6 @@ def train(
       own_batches: each arm has batches of its own.
       snapshots: numbers of steps after which the parameters are kept.
       chunk: steps of a dispatch, at most.
-      report: called as report(steps made, steps) after each dispatch.
       start: a state of an earlier call with the same optimizer, leaves [A, S, ...], to go on from with `params`; None = a fresh
         optimizer.
       keep_states: keep the whole state beside each snapshot.
@@ -128,8 +126,6 @@ def train(
             kept[end] = jax.device_get(state.params)
             if keep_states:
                 states[end] = jax.device_get(state)
-        if report is not None:
-            report(end, steps)
         begin = end
     joined = {name: np.concatenate([part[name] for part in collected], axis=2) for name in collected[0]}
     return Trained(jax.device_get(state.params), joined, kept, states)
